@@ -158,22 +158,23 @@ create index peer_changes_by_age on peer_changes (created_at);
 
 -- The authority's one way to touch desired state: it can take peers away, never add one.
 create function project_revocation(
-  p_serials text[], p_issuer_key_ids text[], p_revoked_at timestamptz, p_reason text, p_ledger_index bigint
+  p_networks text[], p_serials text[], p_issuer_key_ids text[], p_revoked_at timestamptz, p_reason text,
+  p_ledger_index bigint
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, public as $$
 declare
   target record;
   next_revision bigint;
 begin
-  perform 1 from public.networks n
-    where n.id in (select p.network_id from public.peers p where p.serial = any (p_serials))
-    order by n.id for update;
+  -- `p_networks` are the `<tenant>/<network>` these certificates could be provisioned in. Their rows are locked whether
+  -- or not a peer is seen yet: a provision that is under way either commits before this lock and its peer is seen below,
+  -- or takes the lock after this commit and sees the revocation.
+  perform 1 from public.networks n where n.tenant || '/' || n.name = any (p_networks) order by n.id for update;
   insert into public.revocations (serial, issuer_key_id, revoked_at, reason, ledger_index)
     select s, k, p_revoked_at, p_reason, p_ledger_index from unnest(p_serials, p_issuer_key_ids) as u (s, k) order by s
     on conflict (serial) do nothing;
   update public.certificates c set status = 'revoked', revoked_at = p_revoked_at, revocation_reason = p_reason
     where c.serial = any (p_serials) and c.status = 'good';
-  -- A peer that came in between the first look and the row lock is seen here: READ COMMITTED reads anew per statement.
   for target in select p.network_id, p.identity, p.serial, n.tenant, n.name
       from public.peers p join public.networks n on n.id = p.network_id
       where p.serial = any (p_serials) order by p.network_id, p.serial
@@ -186,7 +187,7 @@ begin
   end loop;
 end
 $$;
-revoke all on function project_revocation(text[], text[], timestamptz, text, bigint) from public;
+revoke all on function project_revocation(text[], text[], text[], timestamptz, text, bigint) from public;
 
 -- Grants. Roles are made by `certpeer migrate`, before this file runs.
 revoke all on schema public from public;
@@ -199,7 +200,7 @@ grant insert (tenant, name, document, document_number), update (document, docume
 grant insert (identity, name, networks, addresses, serial, certificate, not_after, status),
   update (name, networks, addresses, serial, certificate, not_after, status) on gateways to certpeer_ca;
 grant insert on revocations to certpeer_ca;
-grant execute on function project_revocation(text[], text[], timestamptz, text, bigint) to certpeer_ca;
+grant execute on function project_revocation(text[], text[], text[], timestamptz, text, bigint) to certpeer_ca;
 
 grant select on all tables in schema public to certpeer_server;
 grant update (revision) on networks to certpeer_server;

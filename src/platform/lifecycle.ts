@@ -1,0 +1,42 @@
+/** Start and end of a process: one AbortSignal says "stop", and waiting ends with it. */
+import { constants } from 'node:os'
+
+/**
+ * A signal that aborts at the first SIGINT or SIGTERM. A second one ends the process at once: whoever asks twice does
+ * not want to wait for a drain.
+ */
+export function abortOnSignals(): AbortSignal {
+  const controller = new AbortController()
+  const stop = (name: 'SIGINT' | 'SIGTERM') => {
+    if (controller.signal.aborted) process.exit(128 + constants.signals[name])
+    controller.abort()
+  }
+  process.on('SIGINT', stop)
+  process.on('SIGTERM', stop)
+  return controller.signal
+}
+
+/** Resolves after `ms` milliseconds or as soon as the signal aborts; never rejects. Look at `signal.aborted` after it. */
+export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal?.aborted === true) {
+      resolve()
+      return
+    }
+    const finish = () => {
+      clearTimeout(timer)
+      signal?.removeEventListener('abort', finish)
+      resolve()
+    }
+    const timer = setTimeout(finish, ms)
+    signal?.addEventListener('abort', finish, { once: true })
+  })
+}
+
+/** Resolves when the signal aborts. */
+export function aborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve()
+    else signal.addEventListener('abort', () => resolve(), { once: true })
+  })
+}

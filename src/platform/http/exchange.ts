@@ -1,0 +1,301 @@
+/** One request through one route, from its head to its answer; express and the hot dispatch both end here. */
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import { CertpeerError } from '../../core/errors.ts'
+import type { Logger } from '../log.ts'
+import { BODY_TIMEOUT_MS, BodyTimeout, mediaType, readBody } from './body.ts'
+import { createDuplex } from './duplex.ts'
+import { NDJSON_TYPE } from './ndjson.ts'
+import { PROBLEM_TYPE, toProblem } from './problem.ts'
+import type { RouteLimiter } from './rate-limit.ts'
+import type { PathParams, Target } from './target.ts'
+import type { PlainRoute, Route, RouteAnswer, RouteHead, RouteRequest, StreamRoute } from './types.ts'
+
+/** How much of a refused body is read and thrown away, so that the refusal arrives before the reset. */
+const LINGER_MS = 1000
+const LINGER_BYTES = 4_194_304
+
+export interface Limited {
+  readonly route: Route
+  readonly limiter: RouteLimiter
+}
+
+export interface ExchangeOptions {
+  readonly request: IncomingMessage
+  readonly response: ServerResponse
+  readonly target: Target
+  readonly requestId: string
+  readonly remoteAddress: string
+  readonly log: Logger
+  /** Aborts when the server begins to close: streams end. */
+  readonly streamsEnd: AbortSignal
+  /** Aborts when the server gives up waiting for those under way. */
+  readonly closing: AbortSignal
+  readonly bodyTimeoutMs?: number
+}
+
+/** The request as far as it is known before a route is chosen, and every way to answer it. */
+export class Exchange {
+  readonly request: IncomingMessage
+  readonly response: ServerResponse
+  /** Empty until the server has parsed it. */
+  target: Target
+  readonly requestId: string
+  readonly remoteAddress: string
+  readonly #options: ExchangeOptions
+  readonly #abort = new AbortController()
+  readonly #startedAtMs = performance.now()
+  #log: Logger | undefined
+
+  constructor(options: ExchangeOptions) {
+    this.request = options.request
+    this.response = options.response
+    this.target = options.target
+    this.requestId = options.requestId
+    this.remoteAddress = options.remoteAddress
+    this.#options = options
+    this.#abortWith(options.closing)
+    this.response.once('close', () => this.#abort.abort(new CertpeerError('unavailable', 'the exchange is over')))
+  }
+
+  #abortWith(signal: AbortSignal): void {
+    const onAbort = (): void => this.#abort.abort(signal.reason)
+    if (signal.aborted) onAbort()
+    signal.addEventListener('abort', onAbort, { once: true })
+    this.response.once('close', () => signal.removeEventListener('abort', onAbort))
+  }
+
+  get log(): Logger {
+    this.#log ??= this.#options.log.child({ requestId: this.requestId })
+    return this.#log
+  }
+
+  /** Never rejects: whatever goes wrong becomes an answer or the end of the connection. */
+  async serve({ route, limiter }: Limited, params: PathParams): Promise<void> {
+    try {
+      const wait = await limiter.address(this.remoteAddress)
+      if (wait !== undefined) this.#refuseRate(wait)
+      else if (route.kind === 'stream') await this.#serveStream(route, limiter, params)
+      else await this.#servePlain(route, limiter, params)
+    } catch (error) {
+      this.fail(error)
+    }
+  }
+
+  async #servePlain(route: PlainRoute, limiter: RouteLimiter, params: PathParams): Promise<void> {
+    const head = this.#head(params)
+    let timer: NodeJS.Timeout | undefined
+    const timeUp = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => {
+        const error = new CertpeerError('timeout', `no answer within ${route.timeoutMs} ms`)
+        this.#abort.abort(error)
+        reject(error)
+      }, route.timeoutMs)
+    })
+    try {
+      // `race` keeps `timeUp` handled; a handler that loses goes on with an aborted signal, and its answer is dropped.
+      const answer = await Promise.race([this.#answer(route, limiter, head), timeUp])
+      if (answer !== undefined) this.#send(answer)
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+
+  async #answer(route: PlainRoute, limiter: RouteLimiter, head: RouteHead): Promise<RouteAnswer | undefined> {
+    const opened = await route.open(head)
+    const body = await readBody(this.request, route, this.#options.bodyTimeoutMs ?? BODY_TIMEOUT_MS)
+    const request = withBody(head, body)
+    const wait = await limiter.keys(opened.rateLimitKeys(request))
+    if (wait !== undefined) {
+      this.#refuseRate(wait)
+      return undefined
+    }
+    return opened.handle(request)
+  }
+
+  async #serveStream(route: StreamRoute, limiter: RouteLimiter, params: PathParams): Promise<void> {
+    const head = this.#head(params)
+    const opened = await route.open(head)
+    if (mediaType(this.request) !== NDJSON_TYPE) {
+      throw new CertpeerError('unsupported_media_type', `the body must be ${NDJSON_TYPE}`)
+    }
+    const wait = await limiter.keys(opened.rateLimitKeys(withBody(head, undefined)))
+    if (wait !== undefined) {
+      this.#refuseRate(wait)
+      return
+    }
+    this.#abortWith(this.#options.streamsEnd)
+    // Small lines at once in both directions; the hub's own pings decide when a silent peer is gone.
+    this.request.socket.setNoDelay(true)
+    this.request.socket.setTimeout(0)
+    this.response.writeHead(200, { 'content-type': NDJSON_TYPE, ...this.#commonHeaders() })
+    this.response.flushHeaders()
+    const duplex = createDuplex(this.request, this.response, route, this.#abort.signal, this.log)
+    await opened.handle(duplex)
+    duplex.end()
+  }
+
+  #head(params: PathParams): RouteHead {
+    return new Head(this, params, this.#abort.signal)
+  }
+
+  #refuseRate(retryAfterSeconds: number): void {
+    const error = new CertpeerError('rate_limited', `too many requests, try again in ${retryAfterSeconds} s`)
+    this.fail(error, { 'retry-after': String(retryAfterSeconds) })
+  }
+
+  #send(answer: RouteAnswer): void {
+    const { response } = this
+    if (response.headersSent || response.destroyed) return
+    const body = answer.raw?.body ?? (answer.json === undefined ? undefined : Buffer.from(JSON.stringify(answer.json)))
+    const type = answer.raw?.contentType ?? 'application/json'
+    response.writeHead(answer.status, {
+      'cache-control': 'no-store',
+      ...answer.headers,
+      ...(body === undefined ? {} : { 'content-type': type }),
+      ...(answer.status === 304 || answer.status === 204 ? {} : { 'content-length': body?.length ?? 0 }),
+      ...this.#commonHeaders(),
+    })
+    this.#end(body)
+    this.log.debug(this.#facts(answer.status), 'request answered')
+  }
+
+  /** Answers a problem; on a stream that has begun, or for a caller that has gone, only the log learns of it. */
+  fail(error: unknown, headers: Readonly<Record<string, string>> = {}): void {
+    const { response } = this
+    const problem = toProblem(error, this.requestId, error instanceof BodyTimeout ? error.status : undefined)
+    const facts = { ...this.#facts(problem.status), code: problem.code }
+    if (problem.code !== 'internal' && response.destroyed) this.log.debug(facts, 'request given up')
+    else if (problem.status >= 500) this.log.error({ ...facts, err: error }, 'request failed')
+    else this.log.info({ ...facts, detail: problem.detail }, 'request refused')
+    if (response.headersSent || response.destroyed) {
+      response.destroy()
+      return
+    }
+    const body = Buffer.from(JSON.stringify(problem))
+    response.writeHead(problem.status, {
+      'cache-control': 'no-store',
+      'content-type': PROBLEM_TYPE,
+      'content-length': body.length,
+      ...headers,
+      ...this.#commonHeaders(),
+    })
+    this.#end(body)
+  }
+
+  #commonHeaders(): Record<string, string> {
+    return {
+      'x-request-id': this.requestId,
+      'x-content-type-options': 'nosniff',
+      // A body that nobody reads ends the connection; so does a server that is closing.
+      ...(this.#mustClose() ? { connection: 'close' } : {}),
+    }
+  }
+
+  #mustClose(): boolean {
+    return this.#options.streamsEnd.aborted || (!this.request.complete && hasBody(this.request))
+  }
+
+  /**
+   * Ends the answer. When the caller is still sending a body that nobody reads, the answer goes out whole and the
+   * connection stays for a little longer: closing it with unread bytes would reset it, and the answer with it.
+   */
+  #end(body: Buffer | undefined): void {
+    const { request, response } = this
+    if (request.complete || request.destroyed || !hasBody(request)) {
+      response.end(body)
+      return
+    }
+    if (body !== undefined) response.write(body)
+    let droppedBytes = 0
+    const hangUp = (): void => {
+      clearTimeout(timer)
+      response.end()
+    }
+    const timer = setTimeout(hangUp, LINGER_MS)
+    request.on('error', hangUp).once('end', hangUp).once('close', hangUp)
+    request.on('data', (chunk: Buffer) => {
+      droppedBytes += chunk.length
+      if (droppedBytes > LINGER_BYTES) hangUp()
+    })
+    request.resume()
+  }
+
+  #facts(status: number): Record<string, unknown> {
+    return {
+      method: this.request.method,
+      path: this.target.path,
+      status,
+      remoteAddress: this.remoteAddress,
+      durationMs: Math.round((performance.now() - this.#startedAtMs) * 10) / 10,
+    }
+  }
+}
+
+/** A request line and headers are all there: is there more to come? */
+function hasBody(request: IncomingMessage): boolean {
+  const { headers } = request
+  return headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0
+}
+
+/** What a route sees; query and log are made only when asked for. */
+class Head implements RouteHead {
+  readonly params: PathParams
+  readonly signal: AbortSignal
+  readonly #exchange: Exchange
+  #query: URLSearchParams | undefined
+
+  constructor(exchange: Exchange, params: PathParams, signal: AbortSignal) {
+    this.#exchange = exchange
+    this.params = params
+    this.signal = signal
+  }
+
+  get method(): string {
+    return this.#exchange.request.method ?? 'GET'
+  }
+
+  get path(): string {
+    return this.#exchange.target.path
+  }
+
+  get query(): URLSearchParams {
+    this.#query ??= new URLSearchParams(this.#exchange.target.search)
+    return this.#query
+  }
+
+  get headers(): IncomingMessage['headers'] {
+    return this.#exchange.request.headers
+  }
+
+  get requestId(): string {
+    return this.#exchange.requestId
+  }
+
+  get log(): Logger {
+    return this.#exchange.log
+  }
+
+  get remoteAddress(): string {
+    return this.#exchange.remoteAddress
+  }
+}
+
+/** The same head, with its body: getters and all, by delegation. */
+function withBody(head: RouteHead, body: unknown): RouteRequest {
+  return {
+    method: head.method,
+    path: head.path,
+    params: head.params,
+    get query() {
+      return head.query
+    },
+    headers: head.headers,
+    requestId: head.requestId,
+    get log() {
+      return head.log
+    },
+    remoteAddress: head.remoteAddress,
+    signal: head.signal,
+    body,
+  }
+}

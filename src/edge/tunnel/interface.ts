@@ -59,8 +59,9 @@ export interface TunnelInterface {
 }
 
 const COMMAND_TIMEOUT_MS = 10_000
-/** How long an interface that is on its way out may take. */
-const SETTLE_MS = 3000
+/** How long an interface may take to come or to go. */
+const SETTLE_MS = 1500
+const START_MS = 5000
 /** IFNAMSIZ is 16 with the final zero; wireguard-go and sockets take these characters. */
 const NAME = /^[A-Za-z0-9_=+-][A-Za-z0-9_=+.-]{0,14}$/
 /** Bit of CAP_NET_ADMIN in /proc/self/status (capabilities(7)). */
@@ -217,7 +218,7 @@ async function create({ name, backend, log }: InterfaceOptions, run: Run): Promi
       `neither the kernel nor wireguard-go can make interface ${name}: ${said.slice(-300) || `status ${started.code}`}`,
     )
   }
-  const deadline = Date.now() + SETTLE_MS
+  const deadline = Date.now() + START_MS
   while (!(await isUapiAlive(socketPathOf(name)))) {
     if (Date.now() >= deadline) {
       throw new CertpeerError('device_failed', `wireguard-go for ${name} opened no socket in ${UAPI_DIRECTORY}`)

@@ -45,14 +45,13 @@ export function createLogger(options: {
   /** Where lines go; standard output unless said. A stream is for tests. */
   destination?: 'stdout' | 'stderr' | { readonly file: string } | DestinationStream
 }): Logger {
-  return pino(
+  const logger = pino(
     {
       name: options.name,
       level: options.level ?? 'info',
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: {
         level: (label) => ({ level: label }),
-        bindings: (bindings) => cleanObject(bindings),
         log: (fields) => cleanObject(fields),
       },
       // Errors arrive here already as plain objects.
@@ -69,6 +68,14 @@ export function createLogger(options: {
     },
     openDestination(options.destination ?? 'stdout'),
   )
+  // pino does not format the bindings of children. They inherit from this instance, and so this method.
+  const makeChild = Reflect.get(logger, 'child') as CallableFunction
+  Object.defineProperty(logger, 'child', {
+    value(this: Logger, bindings: Record<string, unknown>, childOptions?: unknown): unknown {
+      return Reflect.apply(makeChild, this, [cleanObject(bindings), childOptions])
+    },
+  })
+  return logger
 }
 
 /** A logger that writes nothing. */

@@ -1,0 +1,98 @@
+/** The state directory of `certpeer up`: made once, locked while it runs, resumed by the next run. */
+import { randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { CertpeerError } from '../../core/errors.ts'
+import { lockDirectory, writeFileAtomic } from '../../platform/files.ts'
+import { statePaths, type StatePaths, type UpOptions } from './options.ts'
+
+/** state.json: what the first run fixed, and where the last run listened. */
+export interface LocalState {
+  readonly version: 1
+  /** Pools and key prefix of the network `default`, fixed on the first run. */
+  readonly pools: readonly string[]
+  readonly keyPrefix: string
+  readonly trustDomain: string
+  readonly pen: number
+  /** When these change, the server certificate and the operator's configuration are made anew. */
+  readonly host: string
+  readonly listen: string
+  readonly basePort: number
+}
+
+export interface OpenState {
+  readonly paths: StatePaths
+  /** Undefined on the first run: nothing is fixed until the first run has got through. */
+  readonly previous: LocalState | undefined
+  release(): Promise<void>
+}
+
+const LOCK_RETRY_MS = 5_000
+
+/** Makes or opens the directory and takes its lock; throws state_busy when another `up` holds it. */
+export async function openStateDir(options: UpOptions): Promise<OpenState> {
+  const paths = statePaths(options.stateDir)
+  try {
+    mkdirSync(options.stateDir, { recursive: true, mode: 0o700 })
+    for (const dir of [paths.run, paths.log]) mkdirSync(dir, { recursive: true, mode: 0o700 })
+  } catch (cause) {
+    throw new CertpeerError('config_invalid', `the state directory ${options.stateDir} cannot be made or written`, {
+      cause,
+    })
+  }
+  const lock = await takeLock(options.stateDir)
+  return {
+    paths,
+    previous: existsSync(paths.state) ? readState(paths.state) : undefined,
+    release: () => lock.release(),
+  }
+}
+
+export async function writeState(paths: StatePaths, state: LocalState): Promise<void> {
+  await writeFileAtomic(paths.state, `${JSON.stringify(state, null, 2)}\n`, { mode: 0o600 })
+}
+
+/** Default addresses: 10.88.0.0/16, a random ULA /64 (RFC 4193 section 3.2.2) and another one for key addresses. */
+export function defaultNetwork(network: string | undefined): { pools: string[]; keyPrefix: string } {
+  const ula = randomBytes(5).toString('hex')
+  const site = `fd${ula.slice(0, 2)}:${ula.slice(2, 6)}:${ula.slice(6, 10)}`
+  const pools = network?.split(',').map((part) => part.trim()) ?? ['10.88.0.0/16', canonicalV6(`${site}:1::/64`)]
+  return { pools, keyPrefix: canonicalV6(`${site}:2::/64`) }
+}
+
+/** Leading zeroes of a group are dropped (RFC 5952 section 4.1). */
+function canonicalV6(prefix: string): string {
+  return prefix.replace(/(^|:)0{1,3}(?=[0-9a-f])/g, '$1')
+}
+
+function readState(path: string): LocalState {
+  try {
+    const state = JSON.parse(readFileSync(path, 'utf8')) as LocalState
+    if ((state.version as number) === 1) return state
+    throw new Error(`version ${String(state.version)}`)
+  } catch (cause) {
+    throw new CertpeerError(
+      'config_invalid',
+      `${path} cannot be read; restore it from a backup or choose a new --state-dir`,
+      {
+        cause,
+      },
+    )
+  }
+}
+
+async function takeLock(dir: string) {
+  const deadline = Date.now() + LOCK_RETRY_MS
+  for (;;) {
+    try {
+      return await lockDirectory(dir)
+    } catch (error) {
+      // A predecessor that was just killed may still be ending.
+      if (Date.now() > deadline) {
+        throw new CertpeerError('state_busy', `another certpeer uses ${dir}; stop it, or choose another --state-dir`, {
+          cause: error,
+        })
+      }
+      await new Promise((resolve) => setTimeout(resolve, 100))
+    }
+  }
+}

@@ -1,0 +1,142 @@
+/**
+ * What nginx needs to judge client certificates: root, issuing CAs and a CRL of each. Everything is fetched from the
+ * pki listener and verified under the pinned root; a lower CRL number than one seen before is refused, also after a
+ * restart, and a bundle with a gap does not exist: nginx would lock everybody out.
+ */
+import { createHash } from 'node:crypto'
+import { existsSync } from 'node:fs'
+import { mkdir, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { z } from 'zod'
+import { CertpeerError } from '../../core/errors.ts'
+import { nameSchema, parseMessage } from '../../core/messages/common.ts'
+import { parseCertificate } from '../../core/x509/certificate.ts'
+import type { Certificate } from '../../core/x509/certificate.ts'
+import { parseCrl, verifyCrl } from '../../core/x509/crl.ts'
+import type { Crl } from '../../core/x509/crl.ts'
+import type { CertpeerOids } from '../../core/x509/oids.ts'
+import { verifyIssuer } from '../../core/x509/path.ts'
+import { derToPem, pemToDer } from '../../core/x509/pem.ts'
+import type { ApiClient } from '../../platform/api-client/client.ts'
+import { writeFileAtomic } from '../../platform/files.ts'
+
+/** GET /issuers.json on the pki listener. Unsigned: it names what is then verified. */
+const issuersAnswerSchema = z.object({
+  root: z.string().max(16_384),
+  issuers: z
+    .array(
+      z.object({
+        name: nameSchema,
+        certificate: z.string().max(16_384),
+        crl: z.string().regex(/^\/crl\/[A-Za-z0-9._-]{1,128}$/),
+      }),
+    )
+    .min(1)
+    .max(64),
+})
+
+export type PkiClient = Pick<ApiClient, 'request'>
+
+/** A CRL of a million entries is about 40 MB. */
+const MAX_CRL_BYTES = 134_217_728
+
+export interface CrlBundle {
+  readonly issuersPem: string
+  readonly crlPem: string
+  /**
+   * Equal for bundles that revoke the same certificates: a CRL that is published again every few minutes with nothing
+   * new in it is no reason to reload.
+   */
+  readonly contentId: string
+  /** The earliest nextUpdate of all: from then on nginx refuses everybody. */
+  readonly nextUpdate: Date
+  /** The instant when half of the shortest CRL's life is over: time to load a fresher copy even without news. */
+  readonly refreshAt: Date
+}
+
+export interface BundleOptions {
+  /** Where verified CRLs are kept, one file per issuer key. */
+  readonly dir: string
+  readonly root: Certificate
+  readonly oids: CertpeerOids
+  readonly now: Date
+}
+
+const CLOCK_SKEW_MS = 5 * 60_000
+
+/** Fetches, verifies and keeps; throws and keeps the old when anything is missing, foreign, broken or older. */
+export async function fetchCrlBundle(client: PkiClient, options: BundleOptions): Promise<CrlBundle> {
+  const { dir, root, oids, now } = options
+  const { json } = await client.request({ method: 'GET', path: '/issuers.json' })
+  const answer = parseMessage(issuersAnswerSchema, json, 'issuers.json')
+  if (!pemToDer(answer.root).equals(root.der)) {
+    throw new CertpeerError('certificate_untrusted', 'the pki source serves another root than the pinned one')
+  }
+  const issuers = answer.issuers.map(({ certificate, crl }) => ({
+    certificate: parseCertificate(pemToDer(certificate)),
+    path: crl,
+  }))
+  for (const { certificate } of issuers) verifyIssuer({ issuer: certificate, root, now, oids })
+  await mkdir(dir, { recursive: true, mode: 0o700 })
+  const crls: Crl[] = []
+  for (const { certificate, path } of [{ certificate: root, path: '/crl/root.crl' }, ...issuers]) {
+    crls.push(await fetchCrl(client, path, certificate, dir, now))
+  }
+  return assemble([root, ...issuers.map(({ certificate }) => certificate)], crls)
+}
+
+async function fetchCrl(client: PkiClient, path: string, issuer: Certificate, dir: string, now: Date): Promise<Crl> {
+  const file = join(dir, `${issuer.keyId}.crl`)
+  const held = await findKept(file, issuer)
+  const answer = await client.request({
+    method: 'GET',
+    path,
+    maxBytes: MAX_CRL_BYTES,
+    ...(held === undefined ? {} : { headers: { 'if-none-match': `"${held.number}"` } }),
+  })
+  if (held !== undefined && answer.status === 304) return held
+  const fetched = parseCrl(answer.raw)
+  verifyCrl(fetched, issuer)
+  if (fetched.thisUpdate.getTime() > now.getTime() + CLOCK_SKEW_MS) {
+    throw new CertpeerError('malformed_crl', `${path} is dated in the future: one of the two clocks is wrong`)
+  }
+  if (held !== undefined) {
+    if (fetched.number < held.number) {
+      throw new CertpeerError('stale_crl', `${path} has number ${fetched.number}, but ${held.number} was seen before`)
+    }
+    if (fetched.number === held.number) return held
+  }
+  await writeFileAtomic(file, fetched.der, { mode: 0o600 })
+  return fetched
+}
+
+/** A kept file that no longer verifies (a damaged disk) counts as none; the source is asked again. */
+async function findKept(file: string, issuer: Certificate): Promise<Crl | undefined> {
+  if (!existsSync(file)) return undefined
+  try {
+    const kept = parseCrl(await readFile(file))
+    verifyCrl(kept, issuer)
+    return kept
+  } catch {
+    return undefined
+  }
+}
+
+function assemble(certificates: readonly Certificate[], crls: readonly Crl[]): CrlBundle {
+  const hash = createHash('sha256')
+  for (const { der } of certificates) hash.update(der)
+  for (const { entries, issuerDer } of crls) {
+    hash.update(issuerDer).update(`:${entries.size}:`)
+    // Entries only ever join and, after expiry, leave: their serial numbers say everything that nginx decides by.
+    for (const serial of entries.keys()) hash.update(serial).update(',')
+  }
+  const nextUpdates = crls.map((crl) => crl.nextUpdate.getTime())
+  const halves = crls.map((crl) => (crl.thisUpdate.getTime() + crl.nextUpdate.getTime()) / 2)
+  return {
+    issuersPem: certificates.map(({ der }) => derToPem(der, 'CERTIFICATE')).join(''),
+    crlPem: crls.map(({ der }) => derToPem(der, 'X509 CRL')).join(''),
+    contentId: hash.digest('hex'),
+    nextUpdate: new Date(Math.min(...nextUpdates)),
+    refreshAt: new Date(Math.min(...halves)),
+  }
+}

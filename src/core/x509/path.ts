@@ -78,17 +78,18 @@ export interface VerifyOptions {
  * certificate_expired when nothing but a validity fails. Does not look at revocation.
  */
 export function verifyCertificate(options: VerifyOptions): VerifiedCertificate {
-  const candidates = options.issuers.filter((issuer) => isNamedBy(options.certificate, issuer))
-  let fault: unknown = untrusted('no issuing CA is known for the certificate')
-  for (const [index, issuer] of candidates.entries()) {
+  let fault: CertpeerError | undefined
+  for (const issuer of options.issuers) {
+    if (!isNamedBy(options.certificate, issuer)) continue
     try {
       return verifyUnder(issuer, options)
     } catch (error) {
+      if (!(error instanceof CertpeerError)) throw error
       // A CA certificate may be renewed with the same key: any of them will do, and the first one's fault is told.
-      if (index === 0) fault = error
+      fault ??= error
     }
   }
-  throw fault
+  throw fault ?? untrusted('no issuing CA is known for the certificate')
 }
 
 /**

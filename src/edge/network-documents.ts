@@ -5,9 +5,8 @@
 import { mkdir } from 'node:fs/promises'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
-import { isDeepStrictEqual } from 'node:util'
 import { CertpeerError } from '../core/errors.ts'
-import { verifyNetworkDocument } from '../core/messages/network-document.ts'
+import { requireNotOlder, verifyNetworkDocument } from '../core/messages/network-document.ts'
 import type { VerifiedNetworkDocument } from '../core/messages/network-document.ts'
 import type { Certificate } from '../core/x509/certificate.ts'
 import type { CertpeerOids } from '../core/x509/oids.ts'
@@ -37,7 +36,7 @@ export async function acceptNetworkDocument(
   trust: DocumentTrust,
 ): Promise<VerifiedNetworkDocument> {
   const offered = verifyNetworkDocument({ jws, ...trust })
-  const { tenant, network, number } = offered.document
+  const { tenant, network } = offered.document
   if (tenant !== name.tenant || network !== name.network) {
     throw new CertpeerError(
       'foreign_network',
@@ -45,21 +44,7 @@ export async function acceptNetworkDocument(
     )
   }
   const held = await findNetworkDocument(dir, name, trust)
-  if (held !== undefined) {
-    if (number < held.document.number) {
-      throw new CertpeerError(
-        'network_document_stale',
-        `network document ${number} of ${tenant}/${network} is older than number ${held.document.number}, seen before`,
-      )
-    }
-    if (number === held.document.number) {
-      if (isDeepStrictEqual(offered.document, held.document)) return held
-      throw new CertpeerError(
-        'network_document_invalid',
-        `two different network documents of ${tenant}/${network} carry the number ${number}`,
-      )
-    }
-  }
+  if (held !== undefined && requireNotOlder(held, offered) === 'same') return held
   await mkdir(join(dir, 'networks'), { recursive: true, mode: 0o700 })
   await writeFileAtomic(documentPath(dir, name), offered.jws, { mode: 0o600 })
   return offered

@@ -1,0 +1,92 @@
+/** Brings the interface to the plan: idempotent, never removes and re-adds a peer that stays. */
+import { join } from 'node:path'
+import { diffPeers } from '../../core/wireguard/diff.ts'
+import type { PeerChange } from '../../core/wireguard/types.ts'
+import type { Logger } from '../../platform/log.ts'
+import { findInterface, isConfigured, openInterface, removeInterface } from '../tunnel/interface.ts'
+import type { InterfaceSettings, TunnelInterface } from '../tunnel/interface.ts'
+import { applyDns } from './dns.ts'
+import type { Peering } from './peer.ts'
+import { planTunnel } from './plan.ts'
+import type { TunnelPlan } from './plan.ts'
+
+export const DEFAULT_INTERFACE = 'certpeer0'
+
+export interface TunnelOptions {
+  readonly dir: string
+  readonly interface: string
+  readonly log: Logger
+}
+
+/** Creates or adopts the interface and sets everything the plan says. */
+export async function bringUp(options: TunnelOptions, peering: Peering): Promise<TunnelPlan> {
+  const { log } = options
+  const plan = planTunnel(peering.device, peering.network, peering.gateways)
+  const tunnel = await openInterface({ name: options.interface, backend: 'auto', log })
+  try {
+    const settings = settingsOf(options.dir, peering, plan)
+    if (!(await isConfigured(tunnel, settings))) await tunnel.configure(settings)
+    const changes = await changesFor(tunnel, plan)
+    if (changes.length > 0) {
+      await tunnel.device.apply(changes)
+      log.info({ interface: options.interface, changes: changes.length }, 'tunnel set')
+    }
+    await applyDns(options.interface, plan.dns, log)
+    return plan
+  } finally {
+    tunnel.close()
+  }
+}
+
+/** Removes the interface; false when there was none. */
+export async function bringDown(name: string): Promise<boolean> {
+  return removeInterface(name)
+}
+
+export interface TunnelPeerStatus {
+  readonly publicKey: string
+  readonly endpoint: string | null
+  readonly latestHandshakeAt: string | null
+  readonly receiveBytes: number
+  readonly transmitBytes: number
+}
+
+/** What the interface has now; undefined when there is none. */
+export async function readTunnel(name: string, log: Logger): Promise<readonly TunnelPeerStatus[] | undefined> {
+  const tunnel = await findInterface(name, log)
+  if (tunnel === undefined) return undefined
+  try {
+    const { peers } = await tunnel.device.read()
+    return [...peers.values()].map((peer) => ({
+      publicKey: peer.publicKey,
+      endpoint: peer.endpoint ?? null,
+      latestHandshakeAt: peer.latestHandshakeAt?.toISOString() ?? null,
+      receiveBytes: peer.receiveBytes,
+      transmitBytes: peer.transmitBytes,
+    }))
+  } finally {
+    tunnel.close()
+  }
+}
+
+async function changesFor(tunnel: TunnelInterface, plan: TunnelPlan): Promise<PeerChange[]> {
+  const { peers } = await tunnel.device.read()
+  const changes = diffPeers(plan.peers, peers)
+  // A device never roams after a gateway: an endpoint that differs from what the server says now has moved.
+  for (const [publicKey, { allowedIps, endpoint }] of plan.peers) {
+    const has = peers.get(publicKey)?.endpoint
+    if (endpoint === undefined || has === undefined || has === endpoint) continue
+    changes.push({ kind: 'set', peer: { publicKey, allowedIps, endpoint } })
+  }
+  return changes
+}
+
+function settingsOf(dir: string, { device }: Peering, plan: TunnelPlan): InterfaceSettings {
+  return {
+    privateKeyFile: join(dir, 'wireguard.key'),
+    publicKey: device.key,
+    addresses: plan.addresses,
+    mtu: plan.mtu,
+    routes: plan.routes,
+  }
+}

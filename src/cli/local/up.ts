@@ -6,7 +6,7 @@ import { CertpeerError } from '../../core/errors.ts'
 import type { Endpoints } from '../../core/messages/enrollment.ts'
 import { aborted } from '../../platform/lifecycle.ts'
 import { createLogger } from '../../platform/log.ts'
-import { startPostgres, type LocalDatabase } from './postgres.ts'
+import { startPostgres } from './postgres.ts'
 import { endpointsOf, gatewayEndpoint, parseUpOptions, type UpArguments, type UpOptions } from './options.ts'
 import { checkGatewayPrivileges, checkPortsFree, checkSocketPaths, requireProgram } from './preflight.ts'
 import { defaultNetwork, openStateDir, writeState, type LocalState, type OpenState } from './state-dir.ts'
@@ -75,14 +75,13 @@ async function start(
   const log = createLogger({ name: 'up', destination: { file: `${paths.log}/up.log` } })
 
   io.say(process.env['DATABASE_URL'] === undefined ? 'starting PostgreSQL' : 'using the database of DATABASE_URL')
-  const database: LocalDatabase = await startPostgres(paths, supervisor, log, signal)
+  await startPostgres(paths, supervisor, log, signal)
   if (signal.aborted) return undefined
 
   const firstRun = await ensurePki(paths, state, log)
   if (firstRun) io.say(`made a root CA and issuing CAs in ${paths.root} and ${paths.ca}`)
   await writeState(paths, state)
   await writeAuthorityConfig(paths, endpoints)
-  await database.writeUrls(paths)
   const moved = opened.previous !== undefined && !sameAddresses(opened.previous, state)
   await ensureOperatorCredential(paths, { endpoints, state, renew: moved, log })
   if (signal.aborted) return undefined

@@ -5,13 +5,10 @@
  */
 import { createHash, createPrivateKey, createPublicKey, generateKeyPairSync, randomBytes, sign } from 'node:crypto'
 import type { KeyObject } from 'node:crypto'
-import { existsSync } from 'node:fs'
-import { mkdir, rm } from 'node:fs/promises'
-import { join } from 'node:path'
-import { z } from 'zod'
+import { mkdir } from 'node:fs/promises'
 import { CertpeerError, errorCode } from '../core/errors.ts'
 import { parseMessage } from '../core/messages/common.ts'
-import { certificateAnswerSchema, challengeAnswerSchema, enrollRequestSchema } from '../core/messages/enrollment.ts'
+import { certificateAnswerSchema, challengeAnswerSchema } from '../core/messages/enrollment.ts'
 import type { CertificateAnswer, TokenClaims } from '../core/messages/enrollment.ts'
 import { verifyNetworkDocument } from '../core/messages/network-document.ts'
 import type { VerifiedNetworkDocument } from '../core/messages/network-document.ts'
@@ -33,9 +30,15 @@ import { createCsr } from '../core/x509/request.ts'
 import { ApiClient } from '../platform/api-client/client.ts'
 import { systemNow } from '../platform/clock.ts'
 import type { Now } from '../platform/clock.ts'
-import { hasCredential, readCredential, writeCredential } from '../platform/credentials.ts'
-import type { Credential } from '../platform/credentials.ts'
-import { readSecretFile, writeFileAtomic } from '../platform/files.ts'
+import {
+  findPendingEnrollment,
+  hasCredential,
+  readCredential,
+  removePendingEnrollment,
+  writeCredential,
+  writePendingEnrollment,
+} from '../platform/credentials.ts'
+import type { Credential, PendingEnrollment } from '../platform/credentials.ts'
 import { sleep } from '../platform/lifecycle.ts'
 import { acceptNetworkDocument } from './network-documents.ts'
 import type { DocumentTrust } from './network-documents.ts'
@@ -72,16 +75,6 @@ interface LocalKeys {
   readonly wireGuardPrivate?: Buffer
 }
 
-const PENDING_FILE = 'pending.json'
-/** The request as it was sent, with the keys it speaks for: a retry after a lost answer repeats it byte for byte. */
-const pendingSchema = z.strictObject({
-  version: z.literal(1),
-  request: enrollRequestSchema,
-  tlsKey: z.string(),
-  wireGuardKey: z.string().optional(),
-})
-type Pending = z.infer<typeof pendingSchema>
-
 /** How often a request whose answer was lost is repeated before the caller is told. */
 const SEND_ATTEMPTS = 4
 
@@ -105,11 +98,11 @@ export async function enroll(options: EnrollOptions): Promise<Enrolled> {
   const api = new ApiClient({ base: claims.url, root: rootPem })
   const pinned: Pinned = { root, oids, trustDomain }
 
-  const left = await findPending(dir, segment)
+  const left = await findPendingEnrollment(dir, segment)
   const keys = left === undefined ? makeKeys(wireGuard) : keysOf(left)
-  const prepare = async (): Promise<Pending> => {
+  const prepare = async (): Promise<PendingEnrollment> => {
     const prepared = await prepareEnrollment({ api, pinned, claims, segment, secret, keys })
-    await writeFileAtomic(join(dir, PENDING_FILE), `${JSON.stringify(prepared)}\n`, { mode: 0o600 })
+    await writePendingEnrollment(dir, prepared)
     return prepared
   }
   let pending = left ?? (await prepare())
@@ -146,7 +139,7 @@ export async function enroll(options: EnrollOptions): Promise<Enrolled> {
       ...answer.endpoints,
     },
   })
-  await rm(join(dir, PENDING_FILE), { force: true })
+  await removePendingEnrollment(dir)
   return { verified, documents, credential }
 }
 
@@ -247,17 +240,10 @@ function makeKeys(wireGuard: boolean): LocalKeys {
   return { tlsKey, wireGuardPrivate }
 }
 
-function keysOf(pending: Pending): LocalKeys {
+function keysOf(pending: PendingEnrollment): LocalKeys {
   const tlsKey = createPrivateKey(pending.tlsKey)
   if (pending.wireGuardKey === undefined) return { tlsKey }
   return { tlsKey, wireGuardPrivate: Buffer.from(pending.wireGuardKey, 'base64') }
-}
-
-async function findPending(dir: string, segment: string): Promise<Pending | undefined> {
-  const path = join(dir, PENDING_FILE)
-  if (!existsSync(path)) return undefined
-  const pending = parseMessage(pendingSchema, JSON.parse(await readSecretFile(path, 'pending request')), path)
-  return pending.request.claims === segment ? pending : undefined
 }
 
 interface EnrollmentInput {
@@ -269,7 +255,14 @@ interface EnrollmentInput {
   readonly keys: LocalKeys
 }
 
-async function prepareEnrollment({ api, pinned, claims, segment, secret, keys }: EnrollmentInput): Promise<Pending> {
+async function prepareEnrollment({
+  api,
+  pinned,
+  claims,
+  segment,
+  secret,
+  keys,
+}: EnrollmentInput): Promise<PendingEnrollment> {
   const credentialHash = createHash('sha256').update(segment, 'ascii').digest()
   const proof = await answerChallenge({ api, pinned, keys, credentialHash, profile: claims.profile })
   const wireGuardKey = wireGuardKeyOf(keys)

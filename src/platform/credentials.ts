@@ -10,6 +10,7 @@ import { join } from 'node:path'
 import { z } from 'zod'
 import { CertpeerError } from '../core/errors.ts'
 import { nameSchema, roleSchema, urlSchema } from '../core/messages/common.ts'
+import { enrollRequestSchema } from '../core/messages/enrollment.ts'
 import { readConfig } from './config/config-file.ts'
 import { makePrivateDirectory, readSecretFile, readTextFile, syncDirectory, writeFileAtomic } from './files.ts'
 
@@ -105,6 +106,34 @@ export async function readCredential(dir: string): Promise<Credential> {
     'config_invalid',
     `${dir}: tls.key is not the key of certificate.pem; restore them or enroll again`,
   )
+}
+
+const PENDING_FILE = 'pending.json'
+/** A request as it was sent, with the keys it speaks for: a retry after a lost answer repeats it byte for byte. */
+const pendingSchema = z.strictObject({
+  version: z.literal(1),
+  request: enrollRequestSchema,
+  tlsKey: z.string(),
+  wireGuardKey: z.string().optional(),
+})
+export type PendingEnrollment = z.output<typeof pendingSchema>
+
+export async function writePendingEnrollment(dir: string, pending: PendingEnrollment): Promise<void> {
+  await writeFileAtomic(join(dir, PENDING_FILE), `${JSON.stringify(pending)}\n`, { mode: 0o600 })
+}
+
+/** What was sent with this very token and never answered; what another token left behind is of no use. */
+export async function findPendingEnrollment(dir: string, claims: string): Promise<PendingEnrollment | undefined> {
+  const path = join(dir, PENDING_FILE)
+  if (!existsSync(path)) return undefined
+  // Read as a secret first: the keys in it count like those beside a certificate.
+  await readSecretFile(path, 'the pending request')
+  const pending = readConfig(pendingSchema, path)
+  return pending.request.claims === claims ? pending : undefined
+}
+
+export async function removePendingEnrollment(dir: string): Promise<void> {
+  await rm(join(dir, PENDING_FILE), { force: true })
 }
 
 async function readFiles(dir: string): Promise<Credential> {

@@ -7,9 +7,9 @@ import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { mkdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { z } from 'zod'
 import { CertpeerError } from '../../core/errors.ts'
-import { nameSchema, parseMessage } from '../../core/messages/common.ts'
+import { parseMessage } from '../../core/messages/common.ts'
+import { publishedIssuersSchema } from '../../core/messages/pki.ts'
 import { parseCertificate } from '../../core/x509/certificate.ts'
 import type { Certificate } from '../../core/x509/certificate.ts'
 import { parseCrl, verifyCrl } from '../../core/x509/crl.ts'
@@ -19,21 +19,6 @@ import { verifyIssuer } from '../../core/x509/path.ts'
 import { derToPem, pemToDer } from '../../core/x509/pem.ts'
 import type { ApiClient } from '../../platform/api-client/client.ts'
 import { writeFileAtomic } from '../../platform/files.ts'
-
-/** GET /issuers.json on the pki listener. Unsigned: it names what is then verified. */
-const issuersAnswerSchema = z.object({
-  root: z.string().max(16_384),
-  issuers: z
-    .array(
-      z.object({
-        name: nameSchema,
-        certificate: z.string().max(16_384),
-        crl: z.string().regex(/^\/crl\/[A-Za-z0-9._-]{1,128}$/),
-      }),
-    )
-    .min(1)
-    .max(64),
-})
 
 export type PkiClient = Pick<ApiClient, 'request'>
 
@@ -68,7 +53,7 @@ const CLOCK_SKEW_MS = 5 * 60_000
 export async function fetchCrlBundle(client: PkiClient, options: BundleOptions): Promise<CrlBundle> {
   const { dir, root, oids, now } = options
   const { json } = await client.request({ method: 'GET', path: '/issuers.json' })
-  const answer = parseMessage(issuersAnswerSchema, json, 'issuers.json')
+  const answer = parseMessage(publishedIssuersSchema, json, 'issuers.json')
   if (!pemToDer(answer.root).equals(root.der)) {
     throw new CertpeerError('certificate_untrusted', 'the pki source serves another root than the pinned one')
   }

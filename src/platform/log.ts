@@ -58,10 +58,10 @@ export function createLogger(options: {
       serializers: { err: (value: unknown) => value, error: (value: unknown) => value },
       hooks: {
         logMethod(args, method) {
-          const [first, ...rest] = args
-          const cleaned = (typeof first === 'string' ? [cleanText(first), ...rest] : args).map((argument, index) =>
-            index > 0 && typeof argument === 'string' ? cleanText(argument) : argument,
-          )
+          // pino would take the message of a bare error as it is.
+          const [first, ...rest] = args as [unknown, ...unknown[]]
+          const spread = first instanceof Error ? [{ err: first }, ...(rest.length > 0 ? rest : [first.message])] : args
+          const cleaned = spread.map((argument, index) => (isFields(argument, index) ? argument : clean(argument, 0)))
           method.apply(this, cleaned as typeof args)
         },
       },
@@ -94,6 +94,11 @@ function openDestination(destination: 'stdout' | 'stderr' | { readonly file: str
   // A reader of the pipe that went away must not end the service.
   stream.on('error', () => undefined)
   return stream
+}
+
+/** The first argument may be the fields, which `formatters.log` cleans. */
+function isFields(argument: unknown, index: number): boolean {
+  return index === 0 && typeof argument === 'object'
 }
 
 function cleanObject(fields: Record<string, unknown>): Record<string, unknown> {

@@ -30,7 +30,10 @@ const IP_ADDRESS = contextTag(7, false)
 // otherName, rfc822Name, x400Address, directoryName, ediPartyName, registeredID
 const OTHER_KINDS: readonly number[] = [0xa0, 0x81, 0xa3, 0xa4, 0xa5, 0x88]
 
-/** Checks the whole Name and returns its first common name; undefined when there is none in a string type we read. */
+/**
+ * Checks the whole Name and returns its first common name; undefined when it has none. Attribute values are UTF8String,
+ * PrintableString or IA5String; the legacy types of RFC 5280 4.1.2.4 (TeletexString, BMPString, …) are refused.
+ */
 export function readCommonName(name: DerValue): string | undefined {
   const rdns = readSequence(name)
   let commonName: string | undefined
@@ -40,9 +43,9 @@ export function readCommonName(name: DerValue): string | undefined {
     for (const attribute of attributes) {
       const reader = readSequence(attribute)
       const type = readOid(reader.read())
-      const value = reader.read()
+      const text = readDirectoryString(reader.read())
       reader.end()
-      if (type === OID.commonName) commonName ??= readDirectoryString(value)
+      if (type === OID.commonName) commonName ??= text
     }
   }
   return commonName
@@ -77,9 +80,8 @@ function readIpAddress(octets: Buffer): string {
   throw new CertpeerError('malformed_der', 'malformed DER: an IP address has neither 4 nor 16 octets')
 }
 
-function readDirectoryString(value: DerValue): string | undefined {
-  if (value.tag === TAG.utf8String) return readUtf8String(value)
+function readDirectoryString(value: DerValue): string {
   if (value.tag === TAG.printableString) return readPrintableString(value)
   if (value.tag === TAG.ia5String) return readIa5String(value)
-  return undefined
+  return readUtf8String(value)
 }

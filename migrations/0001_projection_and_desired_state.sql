@@ -161,7 +161,8 @@ create function project_revocation(
   p_networks text[], p_serials text[], p_issuer_key_ids text[], p_revoked_at timestamptz, p_reason text,
   p_ledger_index bigint
 ) returns void
-language plpgsql security definer set search_path = pg_catalog, public as $$
+-- pg_temp last: unnamed, it would come first, and its tables and types are the caller's.
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $$
 declare
   target record;
   next_revision bigint;

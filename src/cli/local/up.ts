@@ -69,6 +69,8 @@ async function start(
   signal: AbortSignal,
 ): Promise<ReadyReport | undefined> {
   const { paths } = opened
+  // A function, because it changes while this one waits.
+  const stopped = () => signal.aborted
   const endpoints = endpointsOf(options)
   const state = resolveState(options, opened.previous)
   await checkPortsFree(options)
@@ -76,7 +78,7 @@ async function start(
 
   io.say(process.env['DATABASE_URL'] === undefined ? 'starting PostgreSQL' : 'using the database of DATABASE_URL')
   await startPostgres(paths, supervisor, log, signal)
-  if (signal.aborted) return undefined
+  if (stopped()) return undefined
 
   const firstRun = await ensurePki(paths, state, log)
   if (firstRun) io.say(`made a root CA and issuing CAs in ${paths.root} and ${paths.ca}`)
@@ -84,7 +86,7 @@ async function start(
   await writeAuthorityConfig(paths, endpoints)
   const moved = opened.previous !== undefined && !sameAddresses(opened.previous, state)
   await ensureOperatorCredential(paths, { endpoints, state, renew: moved, log })
-  if (signal.aborted) return undefined
+  if (stopped()) return undefined
 
   io.say('starting the authority')
   supervisor.start(certpeerChild('ca', ['ca', '--dir', paths.ca]))
@@ -97,7 +99,7 @@ async function start(
   await writeServerConfig(paths, state)
   supervisor.start(certpeerChild('server', ['server', '--dir', paths.server]))
   await waitForSocket(`${paths.run}/server-api.sock`, 'server', signal)
-  if (signal.aborted) return undefined
+  if (stopped()) return undefined
 
   await ensureNetwork(paths, state)
   let gateway: LocalGateway | null = null

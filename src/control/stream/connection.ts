@@ -196,7 +196,7 @@ export class GatewayStream {
           await this.#duplex.drained()
           this.stalledSinceMs = undefined
           if (this.#duplex.closed.aborted) this.end('connection closed')
-          if (this.isOver) break
+          if (this.#mustStop()) break
         }
       }
     } catch (err) {
@@ -205,6 +205,10 @@ export class GatewayStream {
     } finally {
       this.#running = false
     }
+  }
+
+  #mustStop(): boolean {
+    return this.#over
   }
 
   /** The next thing to say, the urgent first; undefined when the gateway has everything. Never waits. */

@@ -106,6 +106,33 @@ export function comparePrefixes(a: Prefix, b: Prefix): number {
   return a.length - b.length
 }
 
+/**
+ * The fewest prefixes that hold exactly the same addresses, sorted: what lies in another is dropped, and two halves
+ * become one.
+ */
+export function aggregatePrefixes(prefixes: readonly Prefix[]): Prefix[] {
+  const result: Prefix[] = []
+  for (const prefix of [...prefixes].sort(comparePrefixes)) {
+    let current = prefix
+    for (let previous = result.at(-1); previous !== undefined; previous = result.at(-1)) {
+      // Sorted: only the last one can contain the next.
+      if (prefixContains(previous, current)) current = previous
+      else if (isLowerHalf(previous, current)) current = { ...previous, length: previous.length - 1 }
+      else break
+      result.pop()
+    }
+    result.push(current)
+  }
+  return result
+}
+
+/** True when `lower` and `upper` are the two halves of one prefix, in this order. */
+function isLowerHalf(lower: Prefix, upper: Prefix): boolean {
+  if (lower.family !== upper.family || lower.length !== upper.length || lower.length === 0) return false
+  const half = addressCount(lower)
+  return (lower.bits & half) === 0n && upper.bits === (lower.bits | half)
+}
+
 /** Bits of the first address. */
 export function firstAddress(prefix: Prefix): bigint {
   return prefix.bits

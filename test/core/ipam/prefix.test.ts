@@ -5,6 +5,7 @@ import fc from 'fast-check'
 import {
   addressBits,
   addressCount,
+  aggregatePrefixes,
   comparePrefixes,
   firstAddress,
   formatAddress,
@@ -193,6 +194,33 @@ describe('sets of addresses', () => {
     }
   })
 
+  test('aggregation: the same addresses in the fewest prefixes', () => {
+    const small = fc.tuple(fc.nat(15), fc.integer({ min: 124, max: 128 })).map(([low, length]) => {
+      const shift = BigInt(128 - length)
+      return makePrefix(6, (BigInt(low) >> shift) << shift, length)
+    })
+    const addresses = (prefixes: readonly Prefix[]) =>
+      Array.from({ length: 16 }, (_, low) =>
+        prefixes.some((outer) => prefixContains(outer, hostPrefix(6, BigInt(low)))),
+      )
+    fc.assert(
+      fc.property(fc.array(small, { maxLength: 12 }), (prefixes) => {
+        const result = aggregatePrefixes(prefixes)
+        assert.deepEqual(addresses(result), addresses(prefixes))
+        assert.deepEqual(result, [...result].sort(comparePrefixes))
+        // Of the prefixes inside of 16 addresses, exactly those that are full and whose parent is not.
+        const full = (prefix: Prefix) =>
+          addresses(prefixes)
+            .slice(...span(prefix))
+            .every(Boolean)
+        const maximal = allSmall().filter((prefix) => full(prefix) && !(prefix.length > 124 && full(parentOf(prefix))))
+        assert.deepEqual(result, maximal.sort(comparePrefixes))
+      }),
+    )
+    assert.deepEqual(aggregatePrefixes(['0.0.0.0/0', '::/0'].map(parsePrefix)).map(formatPrefix), ['0.0.0.0/0', '::/0'])
+    assert.deepEqual(aggregatePrefixes(['0.0.0.0/1', '128.0.0.0/1'].map(parsePrefix)).map(formatPrefix), ['0.0.0.0/0'])
+  })
+
   test('first, last and count agree with plain ranges', () => {
     fc.assert(
       fc.property(somePrefix, (prefix) => {
@@ -227,3 +255,21 @@ describe('sets of addresses', () => {
     test(`${name} makes no prefix`, () => assert.throws(make, { code: 'malformed_request' }))
   }
 })
+
+function span(prefix: Prefix): [number, number] {
+  return [Number(firstAddress(prefix)), Number(lastAddress(prefix)) + 1]
+}
+
+function parentOf(prefix: Prefix): Prefix {
+  const shift = BigInt(129 - prefix.length)
+  return makePrefix(6, (prefix.bits >> shift) << shift, prefix.length - 1)
+}
+
+/** Every prefix inside of ::/124. */
+function allSmall(): Prefix[] {
+  return [124, 125, 126, 127, 128].flatMap((length) =>
+    Array.from({ length: 1 << (length - 124) }, (_, index) =>
+      makePrefix(6, BigInt(index) << BigInt(128 - length), length),
+    ),
+  )
+}

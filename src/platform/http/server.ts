@@ -3,7 +3,7 @@
  * paths, bounded headers and bodies in bounded time, rate limits, and problem+json for whatever goes wrong.
  */
 import { randomUUID, timingSafeEqual } from 'node:crypto'
-import { chmodSync, unlinkSync } from 'node:fs'
+import { chmodSync, lstatSync, unlinkSync } from 'node:fs'
 import { createServer, STATUS_CODES, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import { connect, isIP } from 'node:net'
 import type { Duplex } from 'node:stream'
@@ -86,7 +86,7 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       ...(options.timeouts?.bodyMs === undefined ? {} : { bodyTimeoutMs: options.timeouts.bodyMs }),
     })
     try {
-      refuseDoubledHeaders(request)
+      refuseOddHeaders(request)
       exchange.target = parseTarget(request.url ?? '')
       const found = table.find(request.method ?? '', exchange.target)
       if (options.frontSecret !== undefined && !vouched && found?.limited.route.frontless !== true) {
@@ -111,6 +111,8 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       requestTimeout: 0,
       connectionsCheckingInterval: 1000,
       keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
+      // Node would answer without a body; refuseOddHeaders says it in ours.
+      requireHostHeader: false,
     },
     onRequest,
   )
@@ -241,15 +243,9 @@ function createApp(table: RouteTable, exchanges: WeakMap<IncomingMessage, Exchan
   })
   // Four parameters make it an error handler for express.
   app.use((error: unknown, request: express.Request, _response: express.Response, _next: express.NextFunction) => {
-    exchangeOf(request).fail(expressFault(error))
+    exchangeOf(request).fail(error)
   })
   return app
-}
-
-/** Express refuses paths it cannot decode with an error of its own that has a status; the rest is ours. */
-function expressFault(error: unknown): unknown {
-  const isRefusal = error instanceof Error && 'status' in error && error.status === 400
-  return isRefusal ? new CertpeerError('malformed_request', 'the request path is malformed', { cause: error }) : error
 }
 
 function hasFrontSecret(request: IncomingMessage, secret: Buffer): boolean {
@@ -271,7 +267,8 @@ function remoteAddress(request: IncomingMessage, vouched: boolean): string {
   return request.socket.remoteAddress ?? 'local'
 }
 
-function refuseDoubledHeaders(request: IncomingMessage): void {
+function refuseOddHeaders(request: IncomingMessage): void {
+  if (request.headers.host === undefined) throw new CertpeerError('malformed_request', 'the header host is missing')
   const seen = new Set<string>()
   for (let index = 0; index < request.rawHeaders.length; index += 2) {
     const name = request.rawHeaders[index]?.toLowerCase() ?? ''
@@ -328,7 +325,8 @@ async function listen(server: Server, where: ListenAddress): Promise<HttpServer[
     await bindSocket(server, socketPath, where.mode ?? 0o660)
   } catch (error) {
     if (!(error instanceof CertpeerError) || error.code !== 'port_in_use' || (await answers(socketPath))) throw error
-    // A socket file that nobody answers on is what kill -9 leaves behind.
+    // A socket file that nobody answers on is what kill -9 leaves behind. Any other file is not ours to delete.
+    if (!lstatSync(socketPath).isSocket()) throw error
     unlinkSync(socketPath)
     await bindSocket(server, socketPath, where.mode ?? 0o660)
   }

@@ -20,7 +20,9 @@ export function parseTarget(url: string): Target {
   const mark = url.indexOf('?')
   const path = mark === -1 ? url : url.slice(0, mark)
   const search = mark === -1 ? '' : url.slice(mark + 1)
-  if (!PATH.test(path)) throw new CertpeerError('malformed_request', 'the request path is not a plain absolute path')
+  if (!PATH.test(path) || !isUtf8(path)) {
+    throw new CertpeerError('malformed_request', 'the request path is not a plain absolute path')
+  }
   const segments = path.slice(1).split('/')
   if (segments.some((segment) => DOT_SEGMENT.test(segment))) {
     throw new CertpeerError('malformed_request', 'the request path has dot segments')
@@ -67,13 +69,18 @@ export function compilePath(pattern: string): PathPattern {
   }
 }
 
-/** Undefined when the escapes are not UTF-8 or hide a control character. */
+/** Undefined when the escapes hide a control character or a backslash. */
 function decodeSegment(segment: string): string | undefined {
   if (!segment.includes('%')) return segment
+  const value = decodeURIComponent(segment)
+  return /[\u0000-\u001f\u007f\\]/.test(value) ? undefined : value
+}
+
+function isUtf8(path: string): boolean {
   try {
-    const value = decodeURIComponent(segment)
-    return /[\u0000-\u001f\u007f\\]/.test(value) ? undefined : value
+    decodeURIComponent(path)
+    return true
   } catch {
-    return undefined
+    return false
   }
 }

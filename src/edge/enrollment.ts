@@ -135,7 +135,6 @@ export async function enroll(options: EnrollOptions): Promise<Enrolled> {
       name: claims.name,
       trustDomain,
       pen: claims.pen,
-      profile: claims.profile,
       ...answer.endpoints,
     },
   })
@@ -177,7 +176,7 @@ export async function renew({ dir, now = systemNow, source, signal }: RenewOptio
     ...(source?.headers === undefined ? {} : { headers: source.headers }),
   })
 
-  const request = await prepareRenewal({ api, pinned, current, keys, profile: config.profile ?? config.role })
+  const request = await prepareRenewal({ api, pinned, current, keys, profile: config.role })
   const body = await sendAgain(api, '/v1/certificates/renew', request, signal)
   const answer = parseMessage(certificateAnswerSchema, body, 'certificate answer')
   const verified = verifyAnswer(answer, keys, pinned, now())

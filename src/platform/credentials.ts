@@ -22,8 +22,6 @@ export const credentialConfigSchema = z.strictObject({
   name: nameSchema.optional(),
   trustDomain: z.string().max(253),
   pen: z.int().positive(),
-  /** Issuance profile, part of every proof; the role's own unless the token said otherwise. */
-  profile: nameSchema.optional(),
   enrollUrl: urlSchema,
   authorityUrl: urlSchema,
   apiUrl: urlSchema,
@@ -34,6 +32,10 @@ export const credentialConfigSchema = z.strictObject({
   /** Gateway: HOST:PORT where devices reach it, and the UDP port it listens on. */
   endpoint: z.string().max(300).optional(),
   wireguardPort: z.int().min(1).max(65_535).optional(),
+  /** Gateway: how to drive the interface, how often to look for hand edits, how often to ask the pki listener. */
+  backend: z.enum(['auto', 'uapi', 'wg']).optional(),
+  reconcileSeconds: z.int().min(1).max(3600).optional(),
+  pollSeconds: z.int().min(1).max(3600).optional(),
 })
 export type CredentialConfig = z.output<typeof credentialConfigSchema>
 

@@ -35,12 +35,12 @@ const WAIT_TIMEOUT_MS = 45_000
 
 /** Asks for the peer and waits until every connected gateway has it. */
 export async function provision(own: OwnIdentity, now: Date, log: Logger): Promise<Peering> {
-  return ask(own, 'PUT', now, log)
+  return ask(own, { change: true }, now, log)
 }
 
 /** Asks again without changing anything: new gateways, moved endpoints, a new network document. */
 export async function refresh(own: OwnIdentity, now: Date, log: Logger): Promise<Peering> {
-  return ask(own, 'GET', now, log)
+  return ask(own, { change: false }, now, log)
 }
 
 /** Takes the peer off the gateways. */
@@ -63,18 +63,24 @@ export async function findKeptPeering(own: OwnIdentity, now: Date, log: Logger):
   }
 }
 
-async function ask(own: OwnIdentity, method: 'PUT' | 'GET', now: Date, log: Logger): Promise<Peering> {
+async function ask(own: OwnIdentity, { change }: { change: boolean }, now: Date, log: Logger): Promise<Peering> {
   const api = clientFor(own, own.credential.config.apiUrl, WAIT_TIMEOUT_MS)
+  const path = '/v1/peer'
   try {
-    const query = method === 'PUT' ? { wait: 'active' } : {}
-    const { json } = await api.request({ method, path: '/v1/peer', query })
-    const answer = parseMessage(peerAnswerSchema, json, 'peer answer')
+    let answer = parseAnswer((await api.request({ method: change ? 'PUT' : 'GET', path })).json)
+    if (change && answer.state === 'pending') {
+      answer = parseAnswer((await api.request({ method: 'GET', path, query: { wait: 'active' } })).json)
+    }
     const peering = await verifyAnswer(own, answer, now, log)
     await writeFileAtomic(join(own.credential.dir, PEER_FILE), `${JSON.stringify(answer)}\n`, { mode: 0o600 })
     return peering
   } finally {
     api.close()
   }
+}
+
+function parseAnswer(json: unknown): PeerAnswer {
+  return parseMessage(peerAnswerSchema, json, 'peer answer')
 }
 
 async function verifyAnswer(own: OwnIdentity, answer: PeerAnswer, now: Date, log: Logger): Promise<Peering> {

@@ -8,6 +8,7 @@ import { isIPv6 } from 'node:net'
 import { join, resolve } from 'node:path'
 import { errorCode } from '../../core/errors.ts'
 import { parseCertificate } from '../../core/x509/certificate.ts'
+import type { Certificate } from '../../core/x509/certificate.ts'
 import { certpeerOids } from '../../core/x509/oids.ts'
 import { pemToDer } from '../../core/x509/pem.ts'
 import { ApiClient } from '../../platform/api-client/client.ts'
@@ -23,6 +24,7 @@ import { retryDelayMs } from '../renewal-window.ts'
 import { listenersOf } from './config.ts'
 import { fetchCrlBundle } from './crl.ts'
 import type { CrlBundle } from './crl.ts'
+import { runNginx } from './nginx-process.ts'
 import { activate, reloadDelayMs, signalReload, testConfiguration } from './reload.ts'
 import { renderSet } from './render.ts'
 import { runSelfTest } from './selftest.ts'
@@ -35,18 +37,15 @@ export interface FrontOptions {
   readonly signal: AbortSignal
   /** Returns after the first complete generation is active: what must be there before nginx can start. */
   readonly once?: boolean
+  /** Also starts nginx and keeps it running; otherwise a supervisor does. */
+  readonly startNginx?: boolean
   readonly now?: Now
 }
 
 /** Runs until `signal` aborts (or once). Throws for what waiting cannot mend: configuration, secrets, self-test. */
-export async function runFront({
-  dir: givenDir,
-  log,
-  signal,
-  once = false,
-  now = systemNow,
-}: FrontOptions): Promise<void> {
-  const dir = resolve(givenDir)
+export async function runFront(options: FrontOptions): Promise<void> {
+  const { log, signal, once = false, startNginx = false, now = systemNow } = options
+  const dir = resolve(options.dir)
   const config = readConfig(frontConfigSchema, join(dir, 'config.json'))
   await mkdir(dir, { recursive: true, mode: 0o700 })
   await using _lock = await lockDirectory(dir)
@@ -56,8 +55,42 @@ export async function runFront({
   log.info('self-test passed: no forged header gets through')
 
   const pki = new ApiClient({ base: config.pkiSource, headers: secretFor(config.pkiSource, frontSecret) })
-  const oids = certpeerOids(config.pen)
   const state: FrontState = { dir, config, frontSecret, now, log }
+  if (!startNginx || once) {
+    await keepSupplied(state, { pki, root, once, signal }).finished
+    return
+  }
+  // Neither goes on without the other: an nginx that gave up ends the front, whose supervisor then decides.
+  const nginxFailed = new AbortController()
+  const either = AbortSignal.any([signal, nginxFailed.signal])
+  const keep = keepSupplied(state, { pki, root, once, signal: either })
+  await Promise.race([keep.first, keep.finished])
+  try {
+    if (!either.aborted) await runNginx({ nginx: config.nginx, dir, log, signal })
+  } finally {
+    nginxFailed.abort()
+    await keep.finished
+  }
+}
+
+interface Supply {
+  readonly pki: ApiClient
+  readonly root: Certificate
+  readonly once: boolean
+  readonly signal: AbortSignal
+}
+
+/** `first` resolves when a generation is active, `finished` when there is nothing more to do. */
+function keepSupplied(state: FrontState, supply: Supply): { first: Promise<void>; finished: Promise<void> } {
+  let onFirst: () => void = () => undefined
+  const first = new Promise<void>((resolve) => (onFirst = resolve))
+  return { first, finished: supplyLoop(state, supply, onFirst) }
+}
+
+async function supplyLoop(state: FrontState, supply: Supply, onFirst: () => void): Promise<void> {
+  const { dir, config, now, log } = state
+  const { pki, root, once, signal } = supply
+  const oids = certpeerOids(config.pen)
   let failures = 0
   while (!signal.aborted) {
     try {
@@ -66,13 +99,13 @@ export async function runFront({
       warnOfOldCrl(bundle, now(), log)
       await update(state, bundle)
       failures = 0
+      onFirst()
       if (once) return
     } catch (error) {
       // While the source is away the loaded generation stays; the same holds for anything it sends that is not right.
-      if (once && errorCode(error) !== 'unavailable') throw error
+      if (once && (errorCode(error) !== 'unavailable' || failures >= ONCE_ATTEMPTS)) throw error
       failures += 1
       log[failures === 1 ? 'warn' : 'debug']({ err: error, failures }, 'nothing loaded; the active generation stays')
-      if (once && failures > ONCE_ATTEMPTS) throw error
     }
     await sleep(failures === 0 ? config.pollSeconds * 1000 : Math.min(10_000, retryDelayMs(failures - 1, 0.5)), signal)
   }

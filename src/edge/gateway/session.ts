@@ -15,7 +15,7 @@ import { parseSerial } from '../../core/x509/serial.ts'
 import { evaluateAdmission, isOwnRevoked, readAuthentic } from './admission.ts'
 import type { AdmissionContext, Decision, NewestAccepted, OwnIdentity } from './admission.ts'
 import { PeerTable, type AdmittedPeer } from './peer-table.ts'
-import type { JournalRecord } from './records.ts'
+import type { JournalRecord } from '../../core/messages/gateway-journal.ts'
 import { RefusedTable, type RefusedCertificate } from './refused-table.ts'
 import { CLOCK_SKEW_MS, MAX_DEVICE_LIFETIME_MS, type TrustStore } from './trust-store.ts'
 
@@ -29,6 +29,7 @@ const MAX_QUEUED = 10_000
 const MAX_FAILED = 1000
 /** How often what only time can heal is asked again. */
 const RETRY_MS = 5000
+const RESYNC_AGAIN_MS = 5000
 
 export interface Notice {
   readonly level: 'info' | 'warn' | 'error'
@@ -47,6 +48,13 @@ export interface Work {
   readonly notices: readonly Notice[]
 }
 
+/** What is on disk: records in their order, CRLs in DER, network documents as JWS. */
+export interface SavedState {
+  readonly records: readonly JournalRecord[]
+  readonly crls: readonly Buffer[]
+  readonly documents: readonly string[]
+}
+
 export type Acknowledgement =
   | { readonly kind: 'applied'; readonly network: string; readonly revision: number }
   | { readonly kind: 'crl'; readonly issuerKeyId: string; readonly number: bigint }
@@ -56,7 +64,8 @@ interface NetworkState {
   revision: number
   /** False until a snapshot came or the records brought one. */
   synced: boolean
-  resyncAsked: boolean
+  /** Milliseconds on the clock; undefined while no snapshot is awaited. */
+  resyncAskedAtMs: number | undefined
   partial: { readonly revision: number; readonly offered: Certificate[]; readonly claims: Set<string> } | undefined
   readonly queue: (SetMessage | RemoveMessage)[]
 }
@@ -114,14 +123,14 @@ export class GatewaySession {
   }
 
   /** The first message of a stream, and what the server may have missed of our acknowledgements. */
-  connected(): void {
+  connected(clock: Date): void {
     this.#replies = []
     const revisions: Record<string, number> = {}
     for (const [network, state] of this.#networks) {
       state.partial = undefined
       state.queue.length = 0
       revisions[network] = state.synced ? state.revision : 0
-      state.resyncAsked = !state.synced
+      state.resyncAskedAtMs = state.synced ? undefined : clock.getTime()
       if (state.synced) this.#touched.add(network)
     }
     this.#replies.push({ type: 'hello', endpoint: this.#endpoint, revisions })
@@ -189,7 +198,7 @@ export class GatewaySession {
     for (const { issuerKeyId, serial, droppedAt } of accepted.dropped) {
       this.#records.push({ type: 'revoked', issuerKeyId, serial, droppedAt: droppedAt.toISOString() })
     }
-    this.#enforceRevocations(issuer)
+    this.#enforceRevocations(issuer, clock)
     this.#retryDue = true
     this.#settle(clock)
   }
@@ -234,10 +243,17 @@ export class GatewaySession {
   }
 
   /**
-   * Takes back the records of an earlier process; CRLs and network documents must be in the trust store by now. Each
-   * certificate is verified and judged again, but for the age of the CRL.
+   * Takes back what an earlier process wrote down. Everything is verified again, and each certificate is judged again,
+   * but for the age of the CRL. What cannot be believed is passed over and told.
    */
-  restore(records: Iterable<JournalRecord>, clock: Date): void {
+  restore({ records, crls, documents }: SavedState, clock: Date): void {
+    for (const record of records) {
+      if (record.type === 'issuer') this.#guard('record refused', () => this.#restoreRecord(record, new Map(), clock))
+    }
+    for (const der of crls) this.#guard('stored crl refused', () => this.trust.acceptCrl(der, clock))
+    for (const jws of documents) {
+      this.#guard('stored network document refused', () => this.trust.acceptDocument(jws, this.#own.networks, clock))
+    }
     const peers = new Map<string, { network: string; certificate: Certificate }>()
     for (const record of records) this.#guard('record refused', () => this.#restoreRecord(record, peers, clock))
     for (const { network, certificate } of peers.values()) {
@@ -373,7 +389,7 @@ export class GatewaySession {
     state.partial = undefined
     state.revision = revision
     state.synced = true
-    state.resyncAsked = false
+    state.resyncAskedAtMs = undefined
     this.#touched.add(network)
     this.#notice('info', 'snapshot taken', { network, revision, peers: this.#peers.size })
     for (const queued of state.queue.splice(0)) this.#receiveChange(queued, clock)
@@ -395,7 +411,7 @@ export class GatewaySession {
     }
     if (!state.synced || revision !== state.revision + 1) {
       if (message.type === 'remove') this.#takeAway(network, message.serial)
-      this.#askForSnapshot(network, state)
+      this.#askForSnapshot(network, state, clock)
       return
     }
     if (message.type === 'remove') {
@@ -408,9 +424,11 @@ export class GatewaySession {
     this.#touched.add(network)
   }
 
-  #askForSnapshot(network: string, state: NetworkState): void {
-    if (state.resyncAsked) return
-    state.resyncAsked = true
+  /** Asked again after a while: the server answers a second request within one second with nothing. */
+  #askForSnapshot(network: string, state: NetworkState, clock: Date): void {
+    const nowMs = clock.getTime()
+    if (state.resyncAskedAtMs !== undefined && Math.abs(nowMs - state.resyncAskedAtMs) < RESYNC_AGAIN_MS) return
+    state.resyncAskedAtMs = nowMs
     this.#replies.push({ type: 'resync', network })
   }
 
@@ -467,6 +485,7 @@ export class GatewaySession {
       // Not kept, so it must be said again: a snapshot will.
       const state = this.#networks.get(network)
       if (state !== undefined) state.synced = false
+      // Not asked for at once: it would only come again.
       return
     }
     this.#refused.set({
@@ -505,7 +524,7 @@ export class GatewaySession {
     }
   }
 
-  #enforceRevocations(issuer: Certificate): void {
+  #enforceRevocations(issuer: Certificate, clock: Date): void {
     const isRevoked = ({ facts }: AdmittedPeer) =>
       this.trust.isRevoked(facts.issuerKeyId, facts.serial) || this.trust.isIssuerRevoked(facts.issuerKeyId)
     const concerned =
@@ -514,7 +533,9 @@ export class GatewaySession {
         : (peer: AdmittedPeer) => peer.facts.issuerKeyId === issuer.keyId && isRevoked(peer)
     for (const peer of [...this.#peers].filter(concerned)) {
       this.#drop(peer)
-      const { serial } = peer.facts
+      const { serial, issuerKeyId } = peer.facts
+      // At once in the records: the CRL's own file is written a moment later.
+      this.#records.push({ type: 'revoked', issuerKeyId, serial, droppedAt: this.trust.now(clock).toISOString() })
       const reason = 'its CRL names it'
       this.#refuse(
         peer.network,
@@ -548,6 +569,10 @@ export class GatewaySession {
       this.#retryDue = true
     }
     this.#enforceStaleRule(clock)
+    for (const [network, state] of this.#networks) {
+      if (state.resyncAskedAtMs !== undefined && state.partial === undefined)
+        this.#askForSnapshot(network, state, clock)
+    }
     const nowMs = clock.getTime()
     // A clock that was set back must not stop the asking.
     const isTime = Math.abs(nowMs - this.#retriedAtMs) >= RETRY_MS
@@ -677,7 +702,13 @@ export class GatewaySession {
   #adoptNetworks(): void {
     for (const network of this.#own.networks) {
       if (this.#networks.has(network)) continue
-      this.#networks.set(network, { revision: 0, synced: false, resyncAsked: false, partial: undefined, queue: [] })
+      this.#networks.set(network, {
+        revision: 0,
+        synced: false,
+        resyncAskedAtMs: undefined,
+        partial: undefined,
+        queue: [],
+      })
     }
     for (const network of [...this.#networks.keys()]) {
       if (!this.#own.networks.has(network)) this.#networks.delete(network)

@@ -1,0 +1,44 @@
+/** An operator's credential at work: renewed silently in the last third of its life, shown to authority and api. */
+import { CertpeerError } from '../core/errors.ts'
+import type { ApiClient } from '../platform/api-client/client.ts'
+import { systemNow } from '../platform/clock.ts'
+import { clientFor, readFreshIdentity } from '../edge/client-certificate.ts'
+import type { OwnIdentity } from '../edge/client-certificate.ts'
+import type { OperatorArguments } from './arguments.ts'
+import type { Io } from './output.ts'
+
+export interface OperatorSession extends Disposable {
+  readonly own: OwnIdentity
+  /** Listener *authority*: tokens, networks, revocations. */
+  readonly authority: ApiClient
+  /** Listener *api*: lists and confirmations. */
+  readonly api: ApiClient
+}
+
+/** Longer than the 30 s that a server holds `?wait=`. */
+const TIMEOUT_MS = 45_000
+
+export async function openOperator({ operator }: OperatorArguments, io: Io): Promise<OperatorSession> {
+  const own = await readFreshIdentity(operator, systemNow, (error) => {
+    io.say(
+      `certpeer: warning: the operator credential was not renewed yet: ${error instanceof Error ? error.message : ''}`,
+    )
+  })
+  if (own.verified.identity.kind !== 'operator') {
+    throw new CertpeerError(
+      'config_invalid',
+      `${operator} holds the credential of a ${own.verified.role}, not of an operator: name another with --operator`,
+    )
+  }
+  const authority = clientFor(own, own.credential.config.authorityUrl, TIMEOUT_MS)
+  const api = clientFor(own, own.credential.config.apiUrl, TIMEOUT_MS)
+  return {
+    own,
+    authority,
+    api,
+    [Symbol.dispose]() {
+      authority.close()
+      api.close()
+    },
+  }
+}

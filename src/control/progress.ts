@@ -15,6 +15,7 @@ import type { RemovalRecord } from './db/lookups.ts'
 import type { Revocations } from './revocations.ts'
 
 const ASK_AGAIN_MS = 1000
+const CLOCKS_MS = 3_600_000
 
 export interface Progress {
   /** Something was reported, anywhere: those who wait look again. */
@@ -141,9 +142,12 @@ function isCarried(record: RemovalRecord): record is RemovalRecord & { tenant: s
   return record.role === 'device' && record.tenant !== null && record.network !== null
 }
 
-/** A gateway that was last here before the certificate began has never heard of it. */
+/** A gateway that was last here before the certificate began has never heard of it; the clocks may differ by an hour. */
 function couldHold(gateway: GatewayProgress, record: RemovalRecord): boolean {
-  return gateway.connected || (gateway.lastSeenAt !== null && gateway.lastSeenAt >= record.notBefore)
+  return (
+    gateway.connected ||
+    (gateway.lastSeenAt !== null && gateway.lastSeenAt.getTime() >= record.notBefore.getTime() - CLOCKS_MS)
+  )
 }
 
 /** By revision, or because the gateway enforces a CRL that holds the serial: both are reports that the peer is off. */

@@ -1,6 +1,6 @@
 /** The real openssl beside our own code: it makes what we read and judges what we write. */
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -25,8 +25,9 @@ export class OpensslFolder {
     return path
   }
 
-  file(name: string): string {
-    return join(this.path, name)
+  /** Reads what openssl wrote. */
+  read(name: string): Buffer {
+    return readFileSync(join(this.path, name))
   }
 
   run(args: readonly string[], input?: Buffer): OpensslResult {

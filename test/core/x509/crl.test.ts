@@ -312,7 +312,7 @@ test('openssl reads the CRL as we meant it', () => {
     assert.ok(text.includes(part), `${part} in ${text}`)
   }
   const number = folder.ok(['crl', '-inform', 'DER', '-in', 'crl.der', '-noout', '-crlnumber']).toString('utf8')
-  assert.match(number, new RegExp(`0x${NUMBER.toString(16)}`, 'i'))
+  assert.match(number, new RegExp(`0x0*${NUMBER.toString(16)}`, 'i'))
 })
 
 test('openssl verify refuses exactly the revoked certificate under our CRLs', () => {

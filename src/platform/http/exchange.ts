@@ -26,10 +26,8 @@ export interface ExchangeOptions {
   readonly requestId: string
   readonly remoteAddress: string
   readonly log: Logger
-  /** Aborts when the server begins to close: streams end. */
-  readonly streamsEnd: AbortSignal
-  /** Aborts when the server gives up waiting for those under way. */
-  readonly closing: AbortSignal
+  /** True from the moment the server takes no more: kept connections end with their answer. */
+  readonly isClosing: () => boolean
   readonly bodyTimeoutMs?: number
 }
 
@@ -44,6 +42,7 @@ export class Exchange {
   readonly #options: ExchangeOptions
   readonly #abort = new AbortController()
   readonly #startedAtMs = performance.now()
+  #isStream = false
   #log: Logger | undefined
 
   constructor(options: ExchangeOptions) {
@@ -53,15 +52,19 @@ export class Exchange {
     this.requestId = options.requestId
     this.remoteAddress = options.remoteAddress
     this.#options = options
-    this.#abortWith(options.closing)
-    this.response.once('close', () => this.#abort.abort(new CertpeerError('unavailable', 'the exchange is over')))
+    this.response.once('close', () => {
+      // After an answer that went out whole there is nothing left to give up; a stream is over in any case.
+      if (this.#isStream || !this.response.writableFinished) this.giveUp('the caller has gone')
+    })
   }
 
-  #abortWith(signal: AbortSignal): void {
-    const onAbort = (): void => this.#abort.abort(signal.reason)
-    if (signal.aborted) onAbort()
-    signal.addEventListener('abort', onAbort, { once: true })
-    this.response.once('close', () => signal.removeEventListener('abort', onAbort))
+  get isStream(): boolean {
+    return this.#isStream
+  }
+
+  /** Aborts the signal that the route was given. */
+  giveUp(reason: string): void {
+    if (!this.#abort.signal.aborted) this.#abort.abort(new CertpeerError('unavailable', reason))
   }
 
   get log(): Logger {
@@ -82,19 +85,21 @@ export class Exchange {
   }
 
   async #servePlain(route: PlainRoute, limiter: RouteLimiter, params: PathParams): Promise<void> {
-    const head = this.#head(params)
-    let timer: NodeJS.Timeout | undefined
-    const timeUp = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => {
-        const error = new CertpeerError('timeout', `no answer within ${route.timeoutMs} ms`)
-        this.#abort.abort(error)
-        reject(error)
-      }, route.timeoutMs)
+    const { signal } = this.#abort
+    const timer = setTimeout(() => {
+      this.#abort.abort(new CertpeerError('timeout', `no answer within ${route.timeoutMs} ms`))
+    }, route.timeoutMs)
+    const over = new Promise<never>((_, reject) => {
+      signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true })
     })
+    const work = this.#answer(route, limiter, this.#head(params))
     try {
-      // `race` keeps `timeUp` handled; a handler that loses goes on with an aborted signal, and its answer is dropped.
-      const answer = await Promise.race([this.#answer(route, limiter, head), timeUp])
+      const answer = await Promise.race([work, over])
       if (answer !== undefined) this.#send(answer)
+    } catch (error) {
+      // Who was waited for no longer may still fail, and nobody else would learn of it.
+      if (signal.aborted) work.catch((late: unknown) => this.#recordLate(late))
+      throw error
     } finally {
       clearTimeout(timer)
     }
@@ -123,7 +128,8 @@ export class Exchange {
       this.#refuseRate(wait)
       return
     }
-    this.#abortWith(this.#options.streamsEnd)
+    this.#isStream = true
+    if (this.#options.isClosing()) this.giveUp('the server is closing')
     // Small lines at once in both directions; the hub's own pings decide when a silent peer is gone.
     this.request.socket.setNoDelay(true)
     this.request.socket.setTimeout(0)
@@ -192,7 +198,7 @@ export class Exchange {
   }
 
   #mustClose(): boolean {
-    return this.#options.streamsEnd.aborted || (!this.request.complete && hasBody(this.request))
+    return this.#options.isClosing() || (!this.request.complete && hasBody(this.request))
   }
 
   /**
@@ -218,6 +224,11 @@ export class Exchange {
       if (droppedBytes > LINGER_BYTES) hangUp()
     })
     request.resume()
+  }
+
+  #recordLate(error: unknown): void {
+    if (error instanceof CertpeerError || error === this.#abort.signal.reason) return
+    this.log.error({ ...this.#facts(0), err: error }, 'request failed after its end')
   }
 
   #facts(status: number): Record<string, unknown> {

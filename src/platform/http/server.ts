@@ -67,8 +67,8 @@ export interface HttpServer extends AsyncDisposable {
 export async function startHttpServer(options: HttpServerOptions): Promise<HttpServer> {
   const log = options.log.child({ listener: options.name })
   const table = new RouteTable(options.routes, options.rateLimits ?? {})
-  const closing = new AbortController()
-  const streamsEnd = new AbortController()
+  let closing = false
+  const live = new Set<Exchange>()
   const exchanges = new WeakMap<IncomingMessage, Exchange>()
   const app = createApp(table, exchanges)
 
@@ -81,10 +81,11 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       requestId: requestId(request, options.frontSecret === undefined || vouched),
       remoteAddress: remoteAddress(request, vouched),
       log,
-      closing: closing.signal,
-      streamsEnd: streamsEnd.signal,
+      isClosing: () => closing,
       ...(options.timeouts?.bodyMs === undefined ? {} : { bodyTimeoutMs: options.timeouts.bodyMs }),
     })
+    live.add(exchange)
+    response.once('close', () => live.delete(exchange))
     try {
       refuseOddHeaders(request)
       exchange.target = parseTarget(request.url ?? '')
@@ -124,10 +125,11 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
 
   let closed: Promise<void> | undefined
   async function close(): Promise<void> {
+    closing = true
     const ended = new Promise<void>((resolve) => server.close(() => resolve()))
-    streamsEnd.abort(new CertpeerError('unavailable', 'the server is closing'))
+    for (const exchange of live) if (exchange.isStream) exchange.giveUp('the server is closing')
     const cut = setTimeout(() => {
-      closing.abort(new CertpeerError('unavailable', 'the server is closing'))
+      for (const exchange of live) exchange.giveUp('the server is closing')
       server.closeAllConnections()
     }, options.timeouts?.closeGraceMs ?? CLOSE_GRACE_MS)
     // A connection that answers its last request now becomes idle, and idle ones would hold the server open.

@@ -92,11 +92,14 @@ async function crlResults(ca: string, pen: number, now: Date): Promise<CheckResu
 }
 
 async function lifetimeResults(ca: string): Promise<CheckResult[]> {
-  const path = join(ca, 'profiles', 'device.json')
+  const path = join(ca, 'config.json')
   if (!existsSync(path)) return []
-  const schema = z.looseObject({ lifetimeSeconds: z.looseObject({ default: z.number() }) })
-  const seconds = schema.parse(JSON.parse(await readFile(path, 'utf8'))).lifetimeSeconds.default
-  if (seconds >= SHORT_LIFETIME_SECONDS) return []
-  const advice = 'lifetimes under 5 minutes are for tests: a short outage of the authority ends every tunnel'
-  return [warn('lifetime', `device certificates live ${seconds} s`, advice)]
+  const schema = z.looseObject({ lifetimeSeconds: z.record(z.string(), z.number()).default({}) })
+  const { lifetimeSeconds } = schema.parse(JSON.parse(await readFile(path, 'utf8')))
+  return Object.entries(lifetimeSeconds)
+    .filter(([, seconds]) => seconds < SHORT_LIFETIME_SECONDS)
+    .map(([profile, seconds]) => {
+      const advice = 'lifetimes under 5 minutes are for tests: a short outage of the authority ends every tunnel'
+      return warn('lifetime', `certificates of profile ${profile} live ${seconds} s`, advice)
+    })
 }

@@ -1,5 +1,5 @@
 /**
- * `certpeer up`: everything on one machine. Order: lock, PostgreSQL, migrations, PKI, operator credential, ca, front and
+ * `certpeer up`: everything on one machine. Order: lock, PKI, PostgreSQL, migrations, operator credential, ca, front and
  * nginx, server, network document, gateway. Whatever was started is stopped again, in reverse, however it ends.
  */
 import { CertpeerError } from '../../core/errors.ts'
@@ -76,13 +76,14 @@ async function start(
   await checkPortsFree(options)
   const log = createLogger({ name: 'up', destination: { file: `${paths.log}/up.log` } })
 
+  const firstRun = await ensurePki(paths, state, log)
+  if (firstRun) io.say(`made a root CA and issuing CAs in ${paths.root} and ${paths.ca}`)
+  await writeState(paths, state)
+
   io.say(process.env['DATABASE_URL'] === undefined ? 'starting PostgreSQL' : 'using the database of DATABASE_URL')
   await startPostgres(paths, supervisor, log, signal)
   if (stopped()) return undefined
 
-  const firstRun = await ensurePki(paths, state, log)
-  if (firstRun) io.say(`made a root CA and issuing CAs in ${paths.root} and ${paths.ca}`)
-  await writeState(paths, state)
   await writeAuthorityConfig(paths, endpoints)
   const moved = opened.previous !== undefined && !sameAddresses(opened.previous, state)
   await ensureOperatorCredential(paths, { endpoints, state, renew: moved, log })

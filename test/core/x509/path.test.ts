@@ -201,6 +201,16 @@ const attacks: readonly { name: string; code: ErrorCode; chain: () => Chain }[] 
     },
   },
   {
+    name: 'an issuer that this root signed under another name',
+    code: 'certificate_untrusted',
+    chain: () => underCa({ issuerDer: encodeName('another root') }),
+  },
+  {
+    name: 'an issuer without authority key identifier',
+    code: 'certificate_untrusted',
+    chain: () => underCa(extension('authorityKeyIdentifier', null)),
+  },
+  {
     name: 'an issuer of another root',
     code: 'certificate_untrusted',
     chain: () => {
@@ -857,9 +867,16 @@ for (const { name, parts } of [
   })
 }
 
-test('a device is not read as a gateway, nor a gateway as a device', () => {
-  const device = verify({ certificate: makeDevice(deviceCa) })
-  const gateway = verify({ certificate: makeGateway(infrastructureCa) })
-  assert.throws(() => readGateway(device, OIDS), { code: 'bad_client_certificate' })
-  assert.throws(() => readDevice(gateway, OIDS), { code: 'bad_client_certificate' })
+test('a device dressed as a gateway stays a device, and a gateway dressed as a device a gateway', () => {
+  const device = makeDevice(deviceCa, {
+    extensions: {
+      subjectAltName: subjectAltName({ uris: [DEVICE_URI], ips: ['10.88.0.2'] }),
+      servedNetworks: servedNetworksExtension(OIDS, ['default/default']),
+    },
+  })
+  const gateway = makeGateway(infrastructureCa, {
+    addresses: [parsePrefix('10.88.0.1/32'), keyAddress(KEY_PREFIX, WIREGUARD_KEY)],
+  })
+  assert.throws(() => readGateway(verify({ certificate: device }), OIDS), { code: 'bad_client_certificate' })
+  assert.throws(() => readDevice(verify({ certificate: gateway }), OIDS), { code: 'bad_client_certificate' })
 })

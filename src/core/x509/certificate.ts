@@ -32,6 +32,9 @@ import { serialFromDer, type Serial } from './serial.ts'
 /** Ours have 800 bytes; a foreign one that is larger is not read. */
 export const MAX_CERTIFICATE_BYTES = 16_384
 
+/** Ours have two, an issuing CA nine. Bounded, because each is compared with those before it. */
+const MAX_EXTENDED_KEY_USAGES = 32
+
 /** In the order of their bits, RFC 5280 4.2.1.3. */
 export const KEY_USAGES = [
   'digitalSignature',
@@ -354,6 +357,7 @@ function readExtendedKeyUsage(reader: DerReader): string[] {
     const purpose = readOid(reader.read())
     if (purposes.includes(purpose)) throw malformed('an extended key usage occurs twice')
     purposes.push(purpose)
+    if (purposes.length > MAX_EXTENDED_KEY_USAGES) throw malformed('too many extended key usages')
   } while (!reader.atEnd)
   return purposes
 }

@@ -240,6 +240,7 @@ const refused: readonly (readonly [string, Buffer])[] = [
   ['keyUsage of ten bits', withExtension(OID.keyUsage, derBitString(Buffer.of(0x80, 0x40), 6))],
   ['an empty extended key usage', withExtension(OID.extendedKeyUsage, derSequence())],
   ['an extended key usage twice', withExtensions(extendedKeyUsage([OID.clientAuth, OID.clientAuth]))],
+  ['33 extended key usages', withExtensions(extendedKeyUsage(Array.from({ length: 33 }, (_, i) => `1.2.3.${i}`)))],
   ['no alternative name', withExtension(OID.subjectAltName, derSequence())],
   ['an alternative name of no kind', withExtension(OID.subjectAltName, derSequence(derUtf8String('a')))],
   ['an alternative URI above 7f', withExtension(OID.subjectAltName, derSequence(derTlv(0x86, Buffer.of(0xe9))))],

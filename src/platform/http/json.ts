@@ -4,11 +4,15 @@ import { CertpeerError } from '../../core/errors.ts'
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 /** Decodes UTF-8 without repairing it; a byte order mark stays and makes the JSON fail. */
-export function decodeUtf8(bytes: Buffer, what: string): string {
+export function decodeUtf8(
+  bytes: Buffer,
+  what: string,
+  code: 'malformed_request' | 'malformed_message' = 'malformed_request',
+): string {
   try {
     return utf8.decode(bytes)
   } catch (error) {
-    throw new CertpeerError('malformed_request', `${what} is not UTF-8`, { cause: error })
+    throw new CertpeerError(code, `${what} is not UTF-8`, { cause: error })
   }
 }
 

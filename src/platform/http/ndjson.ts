@@ -37,7 +37,7 @@ export async function* readLines(stream: Readable, maxLineBytes: number): AsyncG
       parts = []
       partsBytes = 0
       start = end + 1
-      if (line.length > 0) yield decodeUtf8(line, 'a line')
+      if (line.length > 0) yield decodeUtf8(line, 'a line', 'malformed_message')
     }
   }
 }

@@ -41,7 +41,7 @@ export interface Notice {
 export interface Work {
   readonly replies: readonly UpMessage[]
   readonly records: readonly JournalRecord[]
-  readonly crls: readonly Crl[]
+  readonly crls: readonly { readonly issuerKeyId: string; readonly crl: Crl }[]
   readonly documents: readonly VerifiedNetworkDocument[]
   readonly changedKeys: ReadonlySet<WireGuardKey>
   readonly acks: readonly Acknowledgement[]
@@ -88,7 +88,7 @@ export class GatewaySession {
 
   #replies: UpMessage[] = []
   #records: JournalRecord[] = []
-  #crls: Crl[] = []
+  #crls: Work['crls'][number][] = []
   #documents: VerifiedNetworkDocument[] = []
   #notices: Notice[] = []
   #touched = new Set<string>()
@@ -194,7 +194,7 @@ export class GatewaySession {
     const { crl, issuer } = accepted
     this.#crlAcks.set(issuer.keyId, crl.number)
     if (accepted.kind === 'same') return
-    this.#crls.push(crl)
+    this.#crls.push({ issuerKeyId: issuer.keyId, crl })
     for (const { issuerKeyId, serial, droppedAt } of accepted.dropped) {
       this.#records.push({ type: 'revoked', issuerKeyId, serial, droppedAt: droppedAt.toISOString() })
     }

@@ -90,12 +90,24 @@ export class TrustStore {
     return new Date(atMs)
   }
 
+  /** Newest thisUpdate of those whose dates count for everything; undefined before the first CRL. */
+  get newestSignedInstant(): Date | undefined {
+    const instants = [this.pinned.root.keyId, this.pinned.infrastructureKeyId].map((keyId) =>
+      this.#newestThisUpdateMs.get(keyId),
+    )
+    const newestMs = Math.max(...instants.map((ms) => ms ?? -Infinity))
+    return newestMs === -Infinity ? undefined : new Date(newestMs)
+  }
+
   /** True when the CA was not known before. Throws malformed_certificate, certificate_untrusted, certificate_expired. */
   acceptIssuer(der: Buffer, clock: Date): boolean {
     const issuer = parseCertificate(der)
     if (this.#issuers.has(issuer.fingerprint)) return false
     const { root, oids } = this.pinned
-    verifyIssuer({ issuer, root, now: this.now(clock), oids })
+    // One that is not valid yet is taken too, because its validity is asked again with each certificate that it issued:
+    // a machine that wakes up in 1970 needs it to verify the CRL that tells it the time.
+    const now = new Date(Math.max(this.now(clock).getTime(), issuer.notBefore.getTime()))
+    verifyIssuer({ issuer, root, now, oids })
     if (this.#issuers.size >= MAX_ISSUERS) {
       throw new CertpeerError('certificate_untrusted', `more than ${MAX_ISSUERS} issuing CAs are offered`)
     }

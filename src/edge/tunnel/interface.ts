@@ -9,6 +9,7 @@ import { join } from 'node:path'
 import { CertpeerError, errorCode } from '../../core/errors.ts'
 import { formatPrefix, type Prefix } from '../../core/ipam/prefix.ts'
 import type { WireGuardKey } from '../../core/wireguard/key.ts'
+import type { DeviceState } from '../../core/wireguard/types.ts'
 import { sleep } from '../../platform/lifecycle.ts'
 import type { Logger } from '../../platform/log.ts'
 import { run as runProgram } from '../../platform/spawn.ts'
@@ -40,6 +41,8 @@ export interface InterfaceSettings extends Addressing {
   readonly privateKeyFile: string
   /** Its public half: an interface that holds another key is somebody else's and is not touched. */
   readonly publicKey: WireGuardKey
+  /** Keys that were ours before: an interface that still holds one of them is taken over. */
+  readonly formerPublicKeys?: readonly WireGuardKey[]
   /** Absent: any free port, and one that is there is kept. */
   readonly listenPort?: number
 }
@@ -110,7 +113,7 @@ function assemble(
     adopted,
     device,
     async configure(settings) {
-      await refuseForeignKey(device, name, settings.publicKey)
+      await refuseForeignKey(device, name, settings)
       // Up first: only then is the port bound, and a port that is taken is an error here instead of a dead interface.
       await writeAddressing(name, settings, { run, log })
       const state = await device.read()
@@ -133,16 +136,17 @@ function openDevice(options: InterfaceOptions, run: Run, kind: 'kernel' | 'users
 }
 
 /**
- * True when key, port, MTU, addresses and routes are what `settings` say: the cheap look before `configure`.
+ * True when key, port, MTU, addresses and routes are what `settings` say: the cheap look before `configure`. `state` is
+ * what was read of the device, when it just was.
  */
 export async function isConfigured(
   { name, device }: TunnelInterface,
   settings: InterfaceSettings,
-  run: Run = runProgram,
+  { run = runProgram, state }: { readonly run?: Run; readonly state?: DeviceState } = {},
 ): Promise<boolean> {
-  const state = await device.read()
-  if (state.publicKey !== settings.publicKey) return false
-  if (settings.listenPort !== undefined && state.listenPort !== settings.listenPort) return false
+  const { publicKey, listenPort } = state ?? (await device.read())
+  if (publicKey !== settings.publicKey) return false
+  if (settings.listenPort !== undefined && listenPort !== settings.listenPort) return false
   const addressing = await readAddressing(name, run)
   return (
     addressing.up &&
@@ -158,9 +162,10 @@ function sameSet(have: ReadonlySet<string>, wanted: readonly Prefix[]): boolean 
 }
 
 /** Another key is another tunnel, made by hand or by another agent: overwriting it would end it. */
-async function refuseForeignKey(device: WireGuardDevice, name: string, ours: WireGuardKey): Promise<void> {
+async function refuseForeignKey(device: WireGuardDevice, name: string, settings: InterfaceSettings): Promise<void> {
   const { publicKey } = await device.read()
-  if (publicKey === undefined || publicKey === ours) return
+  if (publicKey === undefined || publicKey === settings.publicKey) return
+  if (settings.formerPublicKeys?.includes(publicKey) === true) return
   throw new CertpeerError(
     'already_exists',
     `interface ${name} has another WireGuard key than ours: choose another name, or remove it with ip link del ${name}`,

@@ -233,7 +233,7 @@ describe('the control socket', { skip }, () => {
 
   test('no answer holds a private key', async () => {
     const text = JSON.stringify(await tunnel.device.read(), (_, value: unknown) =>
-      value instanceof Map ? Object.fromEntries(value) : value,
+      value instanceof Map ? [...(value as ReadonlyMap<string, unknown>)] : value,
     )
     assert.doesNotMatch(text, /private|preshared/i)
   })

@@ -62,7 +62,7 @@ describe('a tunnel interface', { skip: withoutWireGuard() }, () => {
       const tunnel = await open(backend)
       assert.equal(tunnel.adopted, false)
       await tunnel.configure(settings)
-      assert.equal(await isConfigured(tunnel, settings, namespace.run), true)
+      assert.equal(await isConfigured(tunnel, settings, { run: namespace.run }), true)
       const addresses = await namespace.exec('ip', '-o', 'addr', 'show', 'dev', name)
       assert.match(addresses, /10\.9\.0\.1\/32/)
       assert.match(addresses, /fd00:9::1\/128/)
@@ -104,9 +104,9 @@ describe('a tunnel interface', { skip: withoutWireGuard() }, () => {
     ] as const) {
       const [command, ...args] = edit
       await namespace.exec(command, ...args)
-      assert.equal(await isConfigured(tunnel, settings, namespace.run), false, edit.join(' '))
+      assert.equal(await isConfigured(tunnel, settings, { run: namespace.run }), false, edit.join(' '))
       await tunnel.configure(settings)
-      assert.equal(await isConfigured(tunnel, settings, namespace.run), true, edit.join(' '))
+      assert.equal(await isConfigured(tunnel, settings, { run: namespace.run }), true, edit.join(' '))
     }
     tunnel.close()
   })
@@ -136,6 +136,10 @@ describe('a tunnel interface', { skip: withoutWireGuard() }, () => {
     const second = await open()
     await assert.rejects(second.configure(newSettings('second.key')), rejectsWith('already_exists'))
     assert.equal((await first.device.read()).publicKey, settings.publicKey)
+    // Known as a key of ours from before: a gateway that joined anew.
+    const third = newSettings('third.key')
+    await second.configure({ ...third, formerPublicKeys: [settings.publicKey] })
+    assert.equal((await first.device.read()).publicKey, third.publicKey)
     first.close()
     second.close()
   })
@@ -168,7 +172,7 @@ describe('a tunnel interface', { skip: withoutWireGuard() }, () => {
     const again = await openInterface(options)
     assert.equal(again.adopted, false)
     await again.configure(settings)
-    assert.equal(await isConfigured(again, settings, namespace.run), true)
+    assert.equal(await isConfigured(again, settings, { run: namespace.run }), true)
     again.close()
   })
 

@@ -18,6 +18,7 @@ export const revocationRequestSchema = z.strictObject({
   reason: revocationReasonSchema.default('unspecified'),
 })
 export type RevocationRequest = z.input<typeof revocationRequestSchema>
+export type ParsedRevocationRequest = z.output<typeof revocationRequestSchema>
 
 export const revokedCertificateSchema = z.strictObject({
   serial: serialSchema,

@@ -195,6 +195,13 @@ export class Stage implements AsyncDisposable {
     return stage
   }
 
+  /** Test servers answer before the disk has it; a test that kills one must not. For connections made from now on. */
+  async makeDurable(): Promise<void> {
+    const superuser = openDatabase({ url: this.database.superuserUrl, log: silentLogger(), max: 1 })
+    await superuser.raw(`alter database ${this.database.name} set synchronous_commit = on`)
+    await superuser.destroy()
+  }
+
   readonly clock = (): Date => this.now
 
   later(ms: number): Date {

@@ -291,6 +291,7 @@ describe('several servers, and a database that goes away', () => {
     { timeout: 90_000 },
     async () => {
       await using stage = await Stage.create()
+      await stage.makeDurable()
       const server = await stage.startServer()
       const certificate = stage.gateway('g1')
       await stage.projectGateway('g1', certificate)

@@ -1,5 +1,5 @@
 /** Arguments that several commands take, parsed once and strictly. */
-import { InvalidArgumentError, Option } from 'commander'
+import { InvalidArgumentError } from 'commander'
 import type { Command } from 'commander'
 import { CertpeerError } from '../core/errors.ts'
 import type { Io } from './output.ts'
@@ -36,12 +36,12 @@ export interface OperatorArguments {
   readonly json?: true
 }
 
-export function addOperatorOptions(command: Command): Command {
+export function addOperatorOptions(command: Command, io: Io): Command {
   return command
-    .addOption(
-      new Option('--operator <dir>', 'credential directory of the operator')
-        .env('CERTPEER_OPERATOR')
-        .default('./var/operator'),
+    .option(
+      '--operator <dir>',
+      'credential directory of the operator; $CERTPEER_OPERATOR where that is set',
+      io.env['CERTPEER_OPERATOR'] ?? './var/operator',
     )
     .option('--json', 'print one JSON value')
 }

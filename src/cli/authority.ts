@@ -2,8 +2,8 @@
 import { Option } from 'commander'
 import type { Command } from 'commander'
 import { CertpeerError } from '../core/errors.ts'
-import { ROLES } from '../core/messages/common.ts'
-import type { Role } from '../core/messages/common.ts'
+import { LOCAL_ROLES } from '../core/messages/local-credential.ts'
+import type { LocalRole } from '../core/messages/local-credential.ts'
 import { collect, parsePositive } from './arguments.ts'
 import { printFields, printJson } from './output.ts'
 import type { Io } from './output.ts'
@@ -15,21 +15,21 @@ interface InitOptions {
   readonly pen: number
   readonly tenant: readonly string[]
   readonly block: readonly string[]
+  readonly organization?: string
+  readonly pkiUrl?: string
 }
 
 interface CredentialOptions {
   readonly dir: string
-  readonly role: Role
+  readonly role: LocalRole
   readonly name: string
   readonly out: string
   readonly tenant?: string
+  readonly group: readonly string[]
   readonly dns: readonly string[]
   readonly ip: readonly string[]
   readonly json?: true
 }
-
-/** What `ca credential` makes; devices and gateways have a WireGuard key and enroll with a token. */
-const LOCAL_ROLES = ROLES.filter((role) => role.startsWith('operator-') || role === 'server')
 
 export function addAuthorityCommands(program: Command, io: Io): void {
   const pki = program.command('pki').description('the public key infrastructure')
@@ -47,6 +47,8 @@ export function addAuthorityCommands(program: Command, io: Io): void {
       collect,
       [],
     )
+    .option('--organization <name>', 'O of every subject')
+    .option('--pki-url <url>', 'listener pki, for the CA certificates')
     .action(async (options: InitOptions) => {
       const { initializePki } = await import('../authority/pki-init.ts')
       const { parsePrefix } = await import('../core/ipam/prefix.ts')
@@ -64,6 +66,8 @@ export function addAuthorityCommands(program: Command, io: Io): void {
         rootDir: options.rootDir,
         trustDomain: options.trustDomain,
         pen: options.pen,
+        ...(options.organization === undefined ? {} : { organization: options.organization }),
+        ...(options.pkiUrl === undefined ? {} : { pkiUrl: options.pkiUrl }),
         tenants: tenants.length === 0 ? [{ name: 'default', blocks }] : tenants,
         infrastructureBlocks: blocks,
         log: commandLog(io),
@@ -84,6 +88,7 @@ export function addAuthorityCommands(program: Command, io: Io): void {
     .requiredOption('--out <dir>', 'credential directory to make')
     .option('--name <name>', 'name of the operator or front', 'admin')
     .option('--tenant <name>', 'confine an operator to one tenant')
+    .option('--group <name>', 'access group an operator may grant; may be given several times', collect, [])
     .option('--dns <name>', 'server: DNS name; may be given several times', collect, [])
     .option('--ip <address>', 'server: IP address; may be given several times', collect, [])
     .option('--json', 'print one JSON value')
@@ -98,6 +103,7 @@ export function addAuthorityCommands(program: Command, io: Io): void {
         name: options.name,
         out: options.out,
         ...(options.tenant === undefined ? {} : { tenant: options.tenant }),
+        groups: options.group,
         dns: options.dns,
         ips: options.ip,
         log: commandLog(io),

@@ -33,6 +33,7 @@ export function addGatewayCommands(program: Command, io: Io): void {
       .option('--tenant <name>', 'tenant of these networks')
       .option('--ttl <duration>', 'how long the token can be used', parseDurationSeconds, 3600)
       .option('--replace', 'revoke the live certificate of that name when the token is used'),
+    io,
   ).action(async (options: GatewayTokenOptions) => {
     await createToken(
       {

@@ -15,14 +15,15 @@ const VIEWS = {
 export function addListCommands(program: Command, io: Io): void {
   const list = program.command('list').description('what there is')
   for (const [view, description] of Object.entries(VIEWS)) {
-    addOperatorOptions(list.command(view).description(description)).action(async (options: OperatorArguments) => {
-      const { openOperator } = await import('./operator-session.ts')
+    addOperatorOptions(list.command(view).description(description), io).action(async (options: OperatorArguments) => {
+      const { withOperator } = await import('./operator-session.ts')
       const { isView, readView } = await import('./views.ts')
       if (!isView(view)) throw new TypeError(`no view ${view}`)
-      using session = await openOperator(options, io)
-      const { items, header, rows } = await readView(view, session.api)
-      if (options.json === true) printJson(io, items)
-      else printTable(io, header, rows)
+      await withOperator(options, io, async (session) => {
+        const { items, header, rows } = await readView(view, session.api)
+        if (options.json === true) printJson(io, items)
+        else printTable(io, header, rows)
+      })
     })
   }
 }

@@ -18,7 +18,22 @@ export interface OperatorSession extends Disposable {
 /** Longer than the 30 s that a server holds `?wait=`. */
 const TIMEOUT_MS = 45_000
 
-export async function openOperator({ operator }: OperatorArguments, io: Io): Promise<OperatorSession> {
+/** Opens the operator's session, acts, and closes it whatever happens. */
+export async function withOperator<T>(
+  options: OperatorArguments,
+  io: Io,
+  act: (session: OperatorSession) => Promise<T>,
+): Promise<T> {
+  const session = await openOperator(options, io)
+  // Not `using`: the compiler leaves the path of a dynamic import as it is in functions that hold one.
+  try {
+    return await act(session)
+  } finally {
+    session[Symbol.dispose]()
+  }
+}
+
+async function openOperator({ operator }: OperatorArguments, io: Io): Promise<OperatorSession> {
   const own = await readFreshIdentity(operator, systemNow, (error) => {
     io.say(
       `certpeer: warning: the operator credential was not renewed yet: ${error instanceof Error ? error.message : ''}`,

@@ -30,6 +30,7 @@ export function addOperatorCommands(program: Command, io: Io): void {
       .option('--group <name>', 'access group it may grant; may be given several times', collect, [])
       .option('--ttl <duration>', 'how long the token can be used', parseDurationSeconds, 3600)
       .option('--replace', 'revoke the live certificate of that name when the token is used'),
+    io,
   ).action(async (options: OperatorTokenOptions) => {
     const { role, name, tenant, group, ttl, replace } = options
     await createToken(

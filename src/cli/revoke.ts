@@ -38,30 +38,32 @@ export function addRevokeCommand(program: Command, io: Io, exit: (code: ExitCode
       .addOption(new Option('--reason <reason>', 'why').choices(REVOCATION_REASONS).default('unspecified'))
       .option('--wait', 'until a CRL or OCSP answer that verifies here says so and every gateway has confirmed')
       .option('--timeout <duration>', 'how long --wait waits', parseDurationSeconds, 30),
+    io,
   )
     .addHelpText('after', '\nExit code with --wait: 0 gone everywhere, 3 not confirmed everywhere yet.')
     .action(async (options: RevokeOptions) => {
       const target = targetOf(options)
-      const { openOperator } = await import('./operator-session.ts')
+      const { withOperator } = await import('./operator-session.ts')
       const { revocationAnswerSchema } = await import('../core/messages/revocation.ts')
       const { confirmRevocation, reportConfirmation } = await import('./revocation-wait.ts')
-      using session = await openOperator(options, io)
-      const request: RevocationRequest = { target, reason: options.reason }
-      const { json } = await session.authority.request({ method: 'POST', path: '/v1/revocations', json: request })
-      const answer = parseMessage(revocationAnswerSchema, json, 'revocation answer')
-      const again = answer.already ? ', already' : ''
-      if (options.json !== true) {
-        const serials = answer.certificates.map(({ serial }) => serial).join(' ') || 'no live certificate'
-        io.print(`revoked ${answer.identity} (${answer.reason}${again}) at ${answer.revokedAt}: ${serials}`)
-      }
-      if (options.wait !== true) {
-        if (options.json === true) printJson(io, answer)
-        return
-      }
-      const confirmation = await confirmRevocation(session, answer, { timeoutMs: options.timeout * 1000 })
-      if (options.json === true) printJson(io, { ...answer, confirmation })
-      else reportConfirmation(confirmation, io)
-      if (!confirmation.complete) exit(EXIT.unconfirmed)
+      await withOperator(options, io, async (session) => {
+        const request: RevocationRequest = { target, reason: options.reason }
+        const { json } = await session.authority.request({ method: 'POST', path: '/v1/revocations', json: request })
+        const answer = parseMessage(revocationAnswerSchema, json, 'revocation answer')
+        const again = answer.already ? ', already' : ''
+        if (options.json !== true) {
+          const serials = answer.certificates.map(({ serial }) => serial).join(' ') || 'no live certificate'
+          io.print(`revoked ${answer.identity} (${answer.reason}${again}) at ${answer.revokedAt}: ${serials}`)
+        }
+        if (options.wait !== true) {
+          if (options.json === true) printJson(io, answer)
+          return
+        }
+        const confirmation = await confirmRevocation(session, answer, { timeoutMs: options.timeout * 1000 })
+        if (options.json === true) printJson(io, { ...answer, confirmation })
+        else reportConfirmation(confirmation, io)
+        if (!confirmation.complete) exit(EXIT.unconfirmed)
+      })
     })
 }
 

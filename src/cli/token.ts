@@ -41,6 +41,7 @@ export function addTokenCommands(program: Command, io: Io): void {
       .option('--ttl <duration>', 'how long the token can be used: 90s, 30m, 1h', parseDurationSeconds, 3600)
       .option('--without-possession', 'accept a WireGuard key without proof (audited exception)')
       .option('--replace', 'revoke the live certificate of that name when the token is used'),
+    io,
   ).action(async (options: TokenOptions & { withoutPossession?: true }) => {
     await createToken(
       {
@@ -61,12 +62,13 @@ export function addTokenCommands(program: Command, io: Io): void {
 
 /** Asks the authority for a token and prints it: alone, so that it can be piped. */
 export async function createToken(wish: TokenWish, options: OperatorArguments, io: Io): Promise<void> {
-  const { openOperator } = await import('./operator-session.ts')
+  const { withOperator } = await import('./operator-session.ts')
   const { tokenAnswerSchema, tokenRequestSchema } = await import('../core/messages/enrollment.ts')
   const request = parseMessage(tokenRequestSchema, wish, 'token')
-  using session = await openOperator(options, io)
-  const { json } = await session.authority.request({ method: 'POST', path: '/v1/tokens', json: request })
-  const answer = parseMessage(tokenAnswerSchema, json, 'token answer')
-  if (options.json === true) printJson(io, answer)
-  else io.print(answer.token)
+  await withOperator(options, io, async (session) => {
+    const { json } = await session.authority.request({ method: 'POST', path: '/v1/tokens', json: request })
+    const answer = parseMessage(tokenAnswerSchema, json, 'token answer')
+    if (options.json === true) printJson(io, answer)
+    else io.print(answer.token)
+  })
 }

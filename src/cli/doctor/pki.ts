@@ -2,11 +2,11 @@
 import { existsSync } from 'node:fs'
 import { readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { z } from 'zod'
 import { parseCertificate } from '../../core/x509/certificate.ts'
 import { parseCrl } from '../../core/x509/crl.ts'
 import { certpeerOids, DEFAULT_PEN } from '../../core/x509/oids.ts'
 import { pemToDer } from '../../core/x509/pem.ts'
+import { readAuthorityConfig, readAuthorityFile } from '../../platform/config/authority.ts'
 import { statePaths } from '../local/options.ts'
 import { fail, pass, warn, type Check, type CheckResult } from './check.ts'
 
@@ -14,22 +14,18 @@ const DAY_MS = 86_400_000
 const ROOT_CRL_ALARM_DAYS = 60
 const ISSUER_ALARM_DAYS = 90
 const SHORT_LIFETIME_SECONDS = 300
-const authoritySchema = z.looseObject({
-  pen: z.int(),
-  issuers: z.array(z.looseObject({ name: z.string(), certificate: z.string() })),
-})
 
 export const checkPki: Check = async ({ stateDir, now }) => {
   const { ca } = statePaths(stateDir)
   if (!existsSync(join(ca, 'authority.json'))) {
     return [warn('pki', `there is no PKI in ${stateDir} yet`, 'run ./scripts/up, or certpeer pki init')]
   }
-  const authority = authoritySchema.parse(JSON.parse(await readFile(join(ca, 'authority.json'), 'utf8')))
+  const authority = readAuthorityFile(ca)
   return [
     penResult(authority.pen),
     ...(await issuerResults(ca, authority.issuers, now())),
     ...(await crlResults(ca, authority.pen, now())),
-    ...(await lifetimeResults(ca)),
+    ...lifetimeResults(ca),
   ]
 }
 
@@ -91,12 +87,9 @@ async function crlResults(ca: string, pen: number, now: Date): Promise<CheckResu
   return results
 }
 
-async function lifetimeResults(ca: string): Promise<CheckResult[]> {
-  const path = join(ca, 'config.json')
-  if (!existsSync(path)) return []
-  const schema = z.looseObject({ lifetimeSeconds: z.record(z.string(), z.number()).default({}) })
-  const { lifetimeSeconds } = schema.parse(JSON.parse(await readFile(path, 'utf8')))
-  return Object.entries(lifetimeSeconds)
+function lifetimeResults(ca: string): CheckResult[] {
+  if (!existsSync(join(ca, 'config.json'))) return []
+  return Object.entries(readAuthorityConfig(ca).lifetimeSeconds)
     .filter(([, seconds]) => seconds < SHORT_LIFETIME_SECONDS)
     .map(([profile, seconds]) => {
       const advice = 'lifetimes under 5 minutes are for tests: a short outage of the authority ends every tunnel'

@@ -1,18 +1,18 @@
 /** The network `default` of the first run, applied like any other: through the authority's listener. */
-import { z } from 'zod'
+import { parseMessage } from '../../core/messages/common.ts'
+import { networkListSchema } from '../../core/messages/network-answers.ts'
 import type { StatePaths } from './options.ts'
 import type { LocalState } from './state-dir.ts'
 import { operatorClient } from './operator-client.ts'
 import { LOCAL_TENANT } from './authority.ts'
 
 export const LOCAL_NETWORK = 'default'
-const networksSchema = z.looseObject({ items: z.array(z.looseObject({ tenant: z.string(), network: z.string() })) })
 
 /** Applies the network document of the first run unless the authority has one: an operator's edits stay. */
 export async function ensureNetwork(paths: StatePaths, state: LocalState): Promise<void> {
   const client = await operatorClient(paths, 'authorityUrl')
   const answer = await client.request({ method: 'GET', path: '/v1/networks' })
-  const { items } = networksSchema.parse(answer.json)
+  const { items } = parseMessage(networkListSchema, answer.json, 'networks')
   if (items.some((item) => item.tenant === LOCAL_TENANT && item.network === LOCAL_NETWORK)) return
   await client.request({
     method: 'PUT',

@@ -56,7 +56,8 @@ export function defaultNetwork(network: string | undefined): { pools: string[]; 
   const ula = randomBytes(5).toString('hex')
   const site = `fd${ula.slice(0, 2)}:${ula.slice(2, 6)}:${ula.slice(6, 10)}`
   const pools = network?.split(',').map((part) => part.trim()) ?? ['10.88.0.0/16', canonicalV6(`${site}:1::/64`)]
-  return { pools, keyPrefix: canonicalV6(`${site}:2::/64`) }
+  // Not the pool's neighbour: an address block holds prefixes and no ranges (RFC 3779 section 2.2.3.6).
+  return { pools, keyPrefix: canonicalV6(`${site}:ff::/64`) }
 }
 
 /** Leading zeroes of a group are dropped (RFC 5952 section 4.1). */

@@ -10,6 +10,7 @@ import { OID, type CertpeerOids } from './oids.ts'
 export interface CsrContent {
   /** ECDSA P-256 private key: the certificate's subject key. */
   readonly tlsKey: KeyObject
+  /** Empty: no name, as in the certificate that is renewed. */
   readonly commonName: string
   /** Absent for operators and servers. */
   readonly wireGuardKey?: WireGuardKey
@@ -41,7 +42,7 @@ export async function createCsr(content: CsrContent): Promise<Buffer> {
   if (renewalCertificate !== undefined) attributes.push([oids.attributes.renewalCertificate, renewalCertificate])
   const request = await Pkcs10CertificateRequestGenerator.create(
     {
-      name: new Name([{ CN: [{ utf8String: content.commonName }] }]),
+      name: new Name(content.commonName === '' ? [] : [{ CN: [{ utf8String: content.commonName }] }]),
       keys: await cryptoKeyPair(tlsKey),
       signingAlgorithm: { name: 'ECDSA', hash: 'SHA-256' },
       // The library writes a SET OF in the order given; DER wants it sorted (X.690 11.6), and parseCsr insists.

@@ -353,6 +353,13 @@ test('the CSR that the CLI makes is read by us and verified by openssl', async (
   assert.ok(text.includes(`${OIDS.wireGuardKey}:`))
 })
 
+test('a CSR without a name has an empty subject', async () => {
+  const der = await createCsr({ tlsKey: TLS.privateKey, commonName: '', attributes: {}, oids: OIDS })
+  const { commonName, subjectDer } = parseCsr(der, OIDS)
+  assert.equal(commonName, undefined)
+  assert.equal(subjectDer.toString('hex'), '3000')
+})
+
 test('the CSR of an operator has neither WireGuard key nor proof', async () => {
   const der = await createCsr({ tlsKey: TLS.privateKey, commonName: 'alice', attributes: {}, oids: OIDS })
   const parsed = parseCsr(der, OIDS)

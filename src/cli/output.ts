@@ -87,7 +87,7 @@ const MACHINE: readonly ErrorCode[] = [
 export function exitCodeOf(error: unknown): ExitCode {
   if (!(error instanceof CertpeerError)) return EXIT.failed
   const { code } = error
-  if (code === 'usage') return EXIT.usage
+  if (code === 'usage' || code === 'malformed_request' || code === 'network_document_invalid') return EXIT.usage
   if (code === 'not_found') return EXIT.notFound
   if (REFUSED.includes(code)) return EXIT.refused
   if (UNREACHABLE.includes(code)) return EXIT.unreachable

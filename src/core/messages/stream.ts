@@ -24,7 +24,10 @@ export const upMessageSchema = z.discriminatedUnion('type', [
     type: z.literal('applied'),
     network: networkKey,
     revision,
-    /** Peers that the gateway refused or could not set, by serial, with the error code. */
+    /**
+     * Peers of the network that the gateway refuses or could not set, by serial, with the error code: the whole list,
+     * each report replaces the one before.
+     */
     failed: z.array(z.strictObject({ serial: serialSchema, code: z.string().max(64) })).max(1000),
   }),
   /** The newest CRL number the gateway has verified and enforced, per issuer key id. */

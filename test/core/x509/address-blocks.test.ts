@@ -83,6 +83,13 @@ for (const { name, hex } of [
     assert.throws(() => parseIpAddrBlocks(der(hex)), { code: 'malformed_der' }))
 }
 
+test('what is refused for a reason that people can change is named', () => {
+  assert.throws(() => parseIpAddrBlocks(der('3008 3006 04020001 0500')), { message: /inherits/ })
+  assert.throws(() => parseIpAddrBlocks(der('3018 3016 04020001 3010 300e 0305010a580002 0305000a580004')), {
+    message: /range/,
+  })
+})
+
 test('prefixes that touch without being halves cannot be written, and the message says what to do', () => {
   for (const input of [
     ['10.89.0.0/16', '10.90.0.0/16'],

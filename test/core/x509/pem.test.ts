@@ -35,10 +35,17 @@ for (const [name, text] of [
   ],
   ['base64url', derToPem(Buffer.alloc(30, 0xff)).replaceAll('/', '_')],
   ['headers', PEM.replace('-----\n', '-----\nProc-Type: 4,ENCRYPTED\n\n')],
+  ['another first line of the same length', PEM.replace('BEGIN', 'BEGUN')],
   ['a NUL', PEM.replace('\n', '\n\0')],
 ] as const) {
   test(`PEM with ${name} is refused`, () => assert.throws(() => pemToDer(text), { code: 'malformed_certificate' }))
 }
+
+test('several blocks stand on lines of their own, and there is at least one', () => {
+  for (const text of ['', `${PEM.trimEnd()}${PEM}`, `${PEM}x\n${PEM}`]) {
+    assert.throws(() => pemToDerAll(text), { code: 'malformed_certificate' })
+  }
+})
 
 for (const [label, code] of [
   ['CERTIFICATE REQUEST', 'malformed_csr'],

@@ -149,7 +149,7 @@ async function listen(
 /** What has to happen from time to time: ends of quarantine, and the authority's own certificate. */
 async function keepUp(authority: Authority, signal: AbortSignal): Promise<void> {
   let renewAt = 0
-  while (!signal.aborted) {
+  for (;;) {
     await sleep(SWEEP_MS, signal)
     if (signal.aborted) return
     authority.state.sweep(authority.now())

@@ -6,6 +6,7 @@ import { parseToken } from '../../src/core/messages/token.ts'
 import { readOwnIdentity } from '../../src/edge/client-certificate.ts'
 import { deviceEnroll, deviceRenew } from '../../src/edge/device/commands.ts'
 import { enroll } from '../../src/edge/enrollment.ts'
+import { renewServerCertificate } from '../../src/edge/front/server-certificate.ts'
 import { readCredential, writeCredential } from '../../src/platform/credentials.ts'
 import { AuthorityStage } from './stage.ts'
 
@@ -92,6 +93,25 @@ describe('enrollment', () => {
     assert.deepEqual([after.tlsKey, after.wireGuardKey], [before.tlsKey, before.wireGuardKey])
     assert.equal(report.identity, old.verified.uri)
     assert.notEqual(report.serial, old.verified.certificate.serial)
+  })
+
+  test('the front renews its server certificate over the socket, in the last third and not before', async () => {
+    const dir = stage.at('front', 'server')
+    const options = {
+      dir,
+      enrollSource: `unix:${stage.at('run', 'ca-enroll.sock')}`,
+      frontSecret: readFileSync(stage.at('secret'), 'utf8'),
+    }
+    const serial = async () => (await readOwnIdentity(dir, new Date())).verified.certificate.serial
+    const first = await serial()
+    assert.equal(await renewServerCertificate({ ...options, now: () => new Date() }), false)
+    assert.equal(await serial(), first)
+    const { notAfter } = (await readOwnIdentity(dir, new Date())).verified.certificate
+    const late = () => new Date(notAfter.getTime() - 3_600_000)
+    await assert.rejects(renewServerCertificate({ ...options, frontSecret: 'x', now: late }), { code: 'front_refused' })
+    assert.equal(await serial(), first)
+    assert.equal(await renewServerCertificate({ ...options, now: late }), true)
+    assert.notEqual(await serial(), first)
   })
 
   test('an operator joins with a token, and its role is what it may do', async () => {

@@ -98,7 +98,7 @@ export async function runServer(options: { dir: string; log: Logger; signal: Abo
     await hub.poll()
     progress.notify()
   }
-  const soon = coalesce(log)
+  const { soon, drain } = coalesce(log, signal)
 
   every(PKI_POLL_MS, 'pki source', () => published.poll())
   loops.push(
@@ -168,7 +168,9 @@ export async function runServer(options: { dir: string; log: Logger; signal: Abo
   } finally {
     stop.abort()
     clearInterval(ticking)
+    // Whoever still asks the database comes before the pool's end: a closing pool keeps them waiting for its timeout.
     await provisioner.drain()
+    await drain()
     await Promise.allSettled(loops)
     await db.destroy()
   }
@@ -242,24 +244,33 @@ async function repeat(options: {
 }
 
 /** Runs tasks by name, one at a time; asked again meanwhile, a task runs once more afterwards. */
-function coalesce(log: Logger): (name: string, task: () => Promise<unknown>) => void {
-  const states = new Map<string, { again: boolean }>()
-  return (name, task) => {
-    const running = states.get(name)
-    if (running !== undefined) {
-      running.again = true
-      return
-    }
-    const state = { again: true }
-    states.set(name, state)
-    const run = async (): Promise<void> => {
-      while (state.again) {
-        state.again = false
-        await task()
+function coalesce(
+  log: Logger,
+  signal: AbortSignal,
+): { soon: (name: string, task: () => Promise<unknown>) => void; drain: () => Promise<void> } {
+  const states = new Map<string, { again: boolean; running: Promise<void> }>()
+  return {
+    soon(name, task) {
+      if (signal.aborted) return
+      const current = states.get(name)
+      if (current !== undefined) {
+        current.again = true
+        return
       }
-    }
-    void run()
-      .catch((err: unknown) => log.warn({ what: name, err }, 'background task failed, trying on'))
-      .finally(() => states.delete(name))
+      const state = { again: true, running: Promise.resolve() }
+      states.set(name, state)
+      const run = async (): Promise<void> => {
+        while (state.again && !signal.aborted) {
+          state.again = false
+          await task()
+        }
+      }
+      state.running = run()
+        .catch((err: unknown) => log.warn({ what: name, err }, 'background task failed, trying on'))
+        .finally(() => states.delete(name))
+    },
+    async drain() {
+      await Promise.all([...states.values()].map((state) => state.running))
+    },
   }
 }

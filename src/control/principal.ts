@@ -67,9 +67,13 @@ export function createPrincipals(options: {
     if (known !== undefined) return known
     const certificate = parseCertificate(der)
     const now = at(certificate.notBefore)
+    const candidates = issuers.list(now)
+    if (candidates.length === 0) {
+      throw new CertpeerError('unavailable', 'no issuing CA is known here yet; try again')
+    }
     const verified = verifyCertificate({
       certificate,
-      issuers: issuers.list(now),
+      issuers: candidates,
       root: issuers.root,
       now,
       oids,

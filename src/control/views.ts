@@ -13,6 +13,8 @@ import type { Principals } from './principal.ts'
 const DEFAULT_LIMIT = 100
 const MAX_LIMIT = 500
 const MAX_CURSOR = 2048
+/** Fits a bigint. */
+const NETWORK_ID = /^[0-9]{1,18}$/
 
 export interface Page<T> {
   readonly items: T[]
@@ -71,6 +73,9 @@ export async function viewCertificates({ db }: ViewContext, page: PageQuery): Pr
 }
 
 export async function viewPeers(context: ViewContext, page: PageQuery): Promise<Page<PeerView>> {
+  if (page.after.length > 0 && (page.after.length !== 2 || !NETWORK_ID.test(page.after[0] ?? ''))) {
+    throw new CertpeerError('malformed_request', 'cursor is not one that this list gave')
+  }
   const rows = await listPeers(context.db, page)
   return toPage(
     rows,

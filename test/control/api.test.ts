@@ -42,7 +42,7 @@ describe('who may ask', () => {
       ['a doubled verdict', { ...pem, 'x-client-verify': 'SUCCESS, SUCCESS' }, 'bad_client_certificate'],
       [
         'two certificates',
-        { ...pem, 'x-client-cert': `${pem['x-client-cert'] ?? ''}`.repeat(2) },
+        { ...pem, 'x-client-cert': (pem['x-client-cert'] ?? '').repeat(2) },
         'bad_client_certificate',
       ],
       ['garbage', { ...pem, 'x-client-cert': 'AAAA' }, 'bad_client_certificate'],

@@ -68,6 +68,7 @@ export function createHub(options: {
   const { db, issuers, revocations, documents, serverName, log } = options
   const nowMs = (): number => options.now().getTime()
   const streams = new Set<GatewayStream>()
+  const serving = new Set<Promise<void>>()
   const feeds = new Map<string, Feed>()
   const pulling = new Map<string, { again: boolean }>()
   /** Streams whose row could not be taken yet: the projection has no gateway row, or the database is away. */
@@ -179,6 +180,18 @@ export function createHub(options: {
     } catch (err) {
       if (streams.has(stream)) untaken.add(stream)
       log.warn({ gateway: stream.name, err }, 'gateway connection not stored yet')
+    }
+  }
+
+  async function carry(stream: GatewayStream): Promise<void> {
+    try {
+      await stream.run()
+    } finally {
+      streams.delete(stream)
+      untaken.delete(stream)
+      await dropConnection(db, connectionOf(stream)).catch((err: unknown) =>
+        log.warn({ gateway: stream.name, err }, 'end of a gateway connection not stored'),
+      )
     }
   }
 
@@ -305,15 +318,9 @@ export function createHub(options: {
       // A gateway has one stream: the newest. The older one is a connection that died without a word.
       for (const other of streams) if (other.identity === stream.identity) other.end('replaced')
       streams.add(stream)
-      try {
-        await stream.run()
-      } finally {
-        streams.delete(stream)
-        untaken.delete(stream)
-        await dropConnection(db, connectionOf(stream)).catch((err: unknown) =>
-          log.warn({ gateway: stream.name, err }, 'end of a gateway connection not stored'),
-        )
-      }
+      const over = carry(stream)
+      serving.add(over)
+      await over.finally(() => serving.delete(over))
     },
     pull,
     poll,
@@ -341,6 +348,7 @@ export function createHub(options: {
     enforceRevocations,
     async close() {
       for (const stream of streams) stream.end('server stopping')
+      await Promise.allSettled(serving)
       await reports.drain()
     },
   }

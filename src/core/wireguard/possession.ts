@@ -14,7 +14,7 @@
 import { createHash, createHmac, hkdfSync, timingSafeEqual } from 'node:crypto'
 import { CertpeerError } from '../errors.ts'
 import { wireGuardKeyFromBytes, wireGuardKeyToBytes, type WireGuardKey } from './key.ts'
-import { x25519, x25519PublicFromPrivate } from './x25519.ts'
+import { importX25519Private, x25519, x25519PublicFromPrivate } from './x25519.ts'
 
 const LABEL = Buffer.from('certpeer-pop-v1', 'ascii')
 const REQUESTER = Buffer.from('requester', 'ascii')
@@ -114,12 +114,10 @@ export function verifyPossession(input: {
   readonly tag: Buffer
 }): void {
   const wireGuardKey = wireGuardKeyToBytes(input.wireGuardKey)
-  const info = possessionInfo({
-    ...input.fields,
-    ephemeralKey: x25519PublicFromPrivate(input.ephemeralPrivateKey),
-    wireGuardKey,
-  })
-  const sharedSecret = x25519(input.ephemeralPrivateKey, wireGuardKey)
+  const ephemeralPrivate = importX25519Private(input.ephemeralPrivateKey)
+  const ephemeralKey = x25519PublicFromPrivate(ephemeralPrivate)
+  const info = possessionInfo({ ...input.fields, ephemeralKey, wireGuardKey })
+  const sharedSecret = x25519(ephemeralPrivate, wireGuardKey)
   const expected = possessionTag({ sharedSecret, nonce: input.nonce, info })
   sharedSecret.fill(0)
   if (input.tag.length !== TAG_BYTES || !timingSafeEqual(expected, input.tag)) {

@@ -132,8 +132,8 @@ function joinHalves(joined: Prefix[]): void {
     if (low === undefined || high === undefined) return
     if (low.length !== high.length || low.length === 0) return
     const whole: Prefix = { ...low, length: low.length - 1 }
-    const isLowHalf = (low.bits & (lastAddress(whole) - lastAddress(low))) === 0n
-    if (!isLowHalf || !prefixContains(whole, high)) return
+    // The prefixes ascend: when the higher one is in the same whole, the lower one is its first half.
+    if (!prefixContains(whole, high)) return
     joined.splice(-2, 2, whole)
   }
 }

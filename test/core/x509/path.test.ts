@@ -13,6 +13,7 @@ import { parseCertificate, type Certificate } from '../../../src/core/x509/certi
 import { assembleSigned, encodeExtension, encodeName, signatureAlgorithmFor } from '../../../src/core/x509/encode.ts'
 import {
   accessGroupsExtension,
+  authorityKeyIdentifier,
   basicConstraints,
   extendedKeyUsage,
   ipAddrBlocks,
@@ -142,6 +143,16 @@ const attacks: readonly { name: string; code: ErrorCode; chain: () => Chain }[] 
     name: 'no authority key identifier',
     code: 'certificate_untrusted',
     chain: () => ({ certificate: makeDevice(deviceCa, extension('authorityKeyIdentifier', null)) }),
+  },
+  {
+    name: 'the key identifier of another CA',
+    code: 'certificate_untrusted',
+    chain: () => ({
+      certificate: makeDevice(
+        deviceCa,
+        extension('authorityKeyIdentifier', authorityKeyIdentifier(infrastructureCa.certificate)),
+      ),
+    }),
   },
   {
     name: 'neither key identifier, on leaf or CA',

@@ -72,7 +72,10 @@ export async function createTestDatabase(options: { migrated?: boolean } = {}): 
     caUrl: running.url(CA_ROLE, name),
     serverUrl: running.url(SERVER_ROLE, name),
     superuserUrl: running.url(SUPERUSER, name),
-    close: () => running.asSuperuser(`drop database if exists ${name} with (force)`),
+    // A file's own hooks may run after the one that stops the server.
+    close: async () => {
+      if (running.isRunning) await running.asSuperuser(`drop database if exists ${name} with (force)`)
+    },
   }
 }
 
@@ -92,14 +95,18 @@ class Server implements TestServer {
   readonly #command: { command: string; args: string[] }
   #child: ChildProcess | undefined
 
-  private constructor(dir: string, passwords: ReadonlyMap<string, string>, command: Server['command']) {
+  private constructor(
+    dir: string,
+    passwords: ReadonlyMap<string, string>,
+    command: { command: string; args: string[] },
+  ) {
     this.#dir = dir
     this.#passwords = passwords
     this.#command = command
   }
 
-  get command(): { command: string; args: string[] } {
-    return this.#command
+  get isRunning(): boolean {
+    return this.#child !== undefined
   }
 
   get pid(): number {

@@ -237,12 +237,15 @@ export type Leftover = { readonly kind: 'absent' | 'stopped' } | { readonly kind
 
 /**
  * What an earlier run left on this data directory. A living server is adopted when it listens in `adoptAt`, and stopped
- * otherwise; then, and when only its lock file or its last children are left, waits until a new one can start.
+ * otherwise; then, and when only its last children are left, waits until a new one can start. The lock file of a dead
+ * server goes: PostgreSQL itself gives up on one that is empty, or whose pid another program has by now. The caller
+ * must own the directory (lockDirectory), because a server in another pid namespace is not seen from here.
  */
 export async function adoptOrStop(dataDir: string, options: { adoptAt?: string } = {}): Promise<Leftover> {
   const postmaster = findPostmaster(dataDir)
   if (postmaster === undefined) {
     await waitForChildren(dataDir)
+    await rm(join(dataDir, 'postmaster.pid'), { force: true })
     return { kind: 'absent' }
   }
   if (options.adoptAt !== undefined && postmaster.ready && samePath(postmaster.socketDir, options.adoptAt)) {

@@ -13,6 +13,7 @@ export interface RolePasswords {
   readonly serverPassword?: string
 }
 
+const MIN_PASSWORD_LENGTH = 16
 const SCRAM_ITERATIONS = 4096
 const INSUFFICIENT_PRIVILEGE = '42501'
 /** duplicate_object, or unique_violation when two run at once: roles belong to the whole server, not to a database. */
@@ -47,6 +48,12 @@ async function ensureRole(client: pg.Client, role: string, password: string | un
   const { rows } = await client.query('select 1 from pg_roles where rolname = $1', [role])
   if (rows.length === 0) await createRole(client, role)
   if (password === undefined) return
+  if (password.length < MIN_PASSWORD_LENGTH) {
+    throw new CertpeerError(
+      'config_invalid',
+      `the password of ${role} must have ${MIN_PASSWORD_LENGTH} characters or more`,
+    )
+  }
   const alter = `alter role ${role} login password ${pg.escapeLiteral(scramVerifier(password, randomBytes(16)))}`
   try {
     await client.query(alter)
@@ -77,8 +84,8 @@ async function createRole(client: pg.Client, role: string): Promise<void> {
  */
 export function scramVerifier(password: string, salt: Buffer): string {
   // SASLprep (RFC 4013) leaves printable ASCII as it is; nothing else is taken, so it need not be done.
-  if (!/^[\x21-\x7e]{8,512}$/.test(password)) {
-    throw new CertpeerError('config_invalid', 'a database password must be 8 to 512 printable ASCII characters')
+  if (!/^[\x21-\x7e]{1,512}$/.test(password)) {
+    throw new CertpeerError('config_invalid', 'a database password must be printable ASCII without spaces')
   }
   const salted = pbkdf2Sync(password, salt, SCRAM_ITERATIONS, 32, 'sha256')
   const storedKey = createHash('sha256').update(hmac(salted, 'Client Key')).digest('base64')

@@ -3,7 +3,8 @@
  * as one generation, has nginx test it, activates it in one step and asks for a reload. Whatever is missing, broken or
  * older than what is loaded changes nothing.
  */
-import { mkdir } from 'node:fs/promises'
+import { createHash } from 'node:crypto'
+import { mkdir, readFile } from 'node:fs/promises'
 import { isIPv6 } from 'node:net'
 import { join, resolve } from 'node:path'
 import { errorCode } from '../../core/errors.ts'
@@ -17,7 +18,7 @@ import type { Now } from '../../platform/clock.ts'
 import { readConfig } from '../../platform/config/config-file.ts'
 import { frontConfigSchema } from '../../platform/config/front.ts'
 import type { FrontConfig } from '../../platform/config/front.ts'
-import { lockDirectory, readSecretFile, readTextFile } from '../../platform/files.ts'
+import { lockDirectory, readSecretFile, readTextFile, writeFileAtomic } from '../../platform/files.ts'
 import { sleep } from '../../platform/lifecycle.ts'
 import type { Logger } from '../../platform/log.ts'
 import { retryDelayMs } from '../renewal-window.ts'
@@ -25,8 +26,8 @@ import { listenersOf } from './config.ts'
 import { fetchCrlBundle } from './crl.ts'
 import type { CrlBundle } from './crl.ts'
 import { runNginx } from './nginx-process.ts'
-import { activate, reloadDelayMs, signalReload, testConfiguration } from './reload.ts'
-import { renderSet } from './render.ts'
+import { activate, activeSet, reloadDelayMs, signalReload, testConfiguration } from './reload.ts'
+import { renderSet, templatesId } from './render.ts'
 import { runSelfTest } from './selftest.ts'
 import { readServerCertificate, renewServerCertificate } from './server-certificate.ts'
 
@@ -121,7 +122,7 @@ interface FrontState {
   readonly now: Now
   readonly log: Logger
   /** What the active generation was made of; absent before the first. */
-  loaded?: { readonly id: string; readonly refreshAt: Date }
+  loaded?: { readonly id: string; readonly refreshAt: Date } | undefined
   lastReloadAt?: Date
 }
 
@@ -129,7 +130,14 @@ interface FrontState {
 async function update(state: FrontState, bundle: CrlBundle): Promise<void> {
   const { dir, config, frontSecret, now, log } = state
   const { credential, certificate } = await readServerCertificate(join(dir, 'server'))
-  const id = `${bundle.contentId}:${certificate.fingerprint}`
+  const id = hashOf([
+    bundle.contentId,
+    certificate.fingerprint,
+    frontSecret,
+    JSON.stringify(config),
+    await templatesId(),
+  ])
+  state.loaded ??= await findLoaded(dir)
   if (state.loaded?.id === id && now() < state.loaded.refreshAt) return
   if (reloadDelayMs(state.lastReloadAt, now()) > 0) return
 
@@ -151,10 +159,30 @@ async function update(state: FrontState, bundle: CrlBundle): Promise<void> {
   await testConfiguration(config.nginx, dir, join(set, 'nginx.conf'))
   await activate(dir, set)
   const reloaded = await signalReload(dir)
+  // Only after the signal: a front killed before it renders and reloads again.
+  await writeFileAtomic(join(set, LOADED_FILE), `${id} ${bundle.refreshAt.toISOString()}\n`, { mode: 0o600 })
   state.loaded = { id, refreshAt: bundle.refreshAt }
   // Only a reload of a running nginx leaves old workers behind; the first generation waits for nginx to start.
   if (reloaded) state.lastReloadAt = now()
   log.info({ set, reloaded, nextUpdate: bundle.nextUpdate }, 'generation active')
+}
+
+/** What the active generation was made of, beside it: a front that is restarted has nothing to reload. */
+const LOADED_FILE = 'made-of'
+
+async function findLoaded(dir: string): Promise<FrontState['loaded']> {
+  const set = await activeSet(dir)
+  if (set === undefined) return undefined
+  const text = await readFile(join(set, LOADED_FILE), 'utf8').catch(() => '')
+  const [id, instant] = text.trim().split(' ')
+  const refreshAt = new Date(instant ?? '')
+  return id === undefined || Number.isNaN(refreshAt.getTime()) ? undefined : { id, refreshAt }
+}
+
+function hashOf(parts: readonly string[]): string {
+  const hash = createHash('sha256')
+  for (const part of parts) hash.update(`${part.length}:${part}`)
+  return hash.digest('hex')
 }
 
 async function renewIfDue({ dir, config, frontSecret, now, log }: FrontState): Promise<void> {

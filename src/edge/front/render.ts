@@ -2,6 +2,7 @@
  * Renders nginx/ into one directory per generation. A generation is complete or it does not exist: configuration,
  * server certificate with its key, issuers and CRLs never mix between two of them.
  */
+import { createHash } from 'node:crypto'
 import { mkdir, readFile, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { CertpeerError } from '../../core/errors.ts'
@@ -56,6 +57,17 @@ export async function renderSet(nginxSet: NginxSet): Promise<void> {
   await writeFileAtomic(join(set, 'server.pem'), nginxSet.serverCertificatePem, { mode: 0o600 })
   await writeFileAtomic(join(set, 'server.key'), nginxSet.serverKeyPem, { mode: 0o600 })
   await render('nginx.conf', 'nginx.conf')
+}
+
+/** SHA-256 over all templates: equal as long as a generation would be rendered alike from the same values. */
+export async function templatesId(): Promise<string> {
+  const templates = join(packageRoot(), 'nginx')
+  const hash = createHash('sha256')
+  const names = await readdir(templates, { recursive: true })
+  for (const name of names.filter((file) => file.endsWith('.conf')).sort()) {
+    hash.update(`${name}\0`).update(await readFile(join(templates, name)))
+  }
+  return hash.digest('hex')
 }
 
 /** Fills `{{name}}`. A name without a value is a fault of ours; a value that could end a quoted string is refused. */

@@ -18,9 +18,6 @@ export interface NetworkAnswer {
   readonly jws: string
 }
 
-/** One at a time: the number of the next document depends on the one before. */
-let queue: Promise<unknown> = Promise.resolve()
-
 /** Idempotent: settings equal to those in force answer the document in force. Throws network_document_invalid or policy_denied. */
 export function applyNetwork(
   authority: Authority,
@@ -28,9 +25,8 @@ export function applyNetwork(
   settings: NetworkSettings,
 ): Promise<NetworkAnswer> {
   requireAct(operator, 'network-apply', settings.tenant)
-  const result = queue.then(() => applyNext(authority, operator, settings))
-  queue = result.catch(() => undefined)
-  return result
+  // One at a time: the number of the next document depends on the one before.
+  return authority.reservations.inTurn(() => applyNext(authority, operator, settings))
 }
 
 /** Those that the operator may see, in the order of their names. */

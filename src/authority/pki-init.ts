@@ -29,6 +29,8 @@ import { createLedger } from './ledger/ledger.ts'
 
 const ROOT_CRL_DAYS = 396 // 13 months; the next one is made at the ceremony before it ends
 const DAY_MS = 86_400_000
+/** Its CA is named after it, and common names have 64 characters (RFC 5280 A.1). */
+const MAX_TENANT_CHARACTERS = 45
 /** IPv4 and IPv6 as a whole: the root holds the plan of plans. */
 const EVERYTHING: readonly Prefix[] = [parsePrefix('0.0.0.0/0'), parsePrefix('::/0')]
 
@@ -55,6 +57,9 @@ export async function initializePki(options: InitializePkiOptions): Promise<void
   const { caDir, rootDir, trustDomain, pen, log } = options
   requireTrustDomain(trustDomain)
   if (options.tenants.length === 0) throw new CertpeerError('config_invalid', 'at least one tenant is needed')
+  const long = options.tenants.find((tenant) => tenant.name.length > MAX_TENANT_CHARACTERS)
+  if (long)
+    throw new CertpeerError('config_invalid', `tenant ${long.name} is longer than ${MAX_TENANT_CHARACTERS} characters`)
   for (const path of [join(caDir, 'authority.json'), join(rootDir, 'root.key')]) {
     if (existsSync(path)) throw new CertpeerError('already_exists', `${path} exists: a PKI is made once`)
   }

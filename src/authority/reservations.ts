@@ -7,14 +7,45 @@ import type { WireGuardKey } from '../core/wireguard/key.ts'
 
 export class Reservations {
   readonly keys = new Set<WireGuardKey>()
-  readonly names = new Set<string>()
+  private readonly takenNames = new Map<string, Promise<void>>()
   readonly identities = new Set<string>()
   /** Identities and names whose revocation is being written: nothing may be issued past it. */
   private readonly blocked = new Map<string, number>()
+  private turn: Promise<unknown> = Promise.resolve()
   /** Requests by what makes them the same request: the hash of the CSR. */
   private readonly running = new Map<string, Promise<unknown>>()
   /** Tokens being spent: jti → hash of the CSR that spends it. */
   readonly tokens = new Map<string, string>()
+
+  hasName(nameKey: string): boolean {
+    return this.takenNames.has(nameKey)
+  }
+
+  /** Names of requests under way. */
+  get names(): readonly string[] {
+    return [...this.takenNames.keys()]
+  }
+
+  takeName(nameKey: string): () => void {
+    const { promise, resolve } = withResolvers()
+    this.takenNames.set(nameKey, promise)
+    return () => {
+      this.takenNames.delete(nameKey)
+      resolve()
+    }
+  }
+
+  /** Resolves when the request that has the name now is through, whatever came of it. */
+  async whenNameFree(nameKey: string): Promise<void> {
+    await this.takenNames.get(nameKey)
+  }
+
+  /** Runs `work` after all that was queued before it. */
+  inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.turn.then(work)
+    this.turn = result.catch(() => undefined)
+    return result
+  }
 
   block(what: string): () => void {
     this.blocked.set(what, (this.blocked.get(what) ?? 0) + 1)
@@ -41,4 +72,12 @@ export class Reservations {
       this.running.delete(csrHash)
     }
   }
+}
+
+function withResolvers(): { promise: Promise<void>; resolve: () => void } {
+  let resolve: () => void = () => undefined
+  const promise = new Promise<void>((done) => {
+    resolve = done
+  })
+  return { promise, resolve }
 }

@@ -36,6 +36,7 @@ async function revokeIdentity(
 ): Promise<RevocationAnswer> {
   const tenant = target.kind === 'gateway' ? undefined : (target.tenant ?? operator.tenant ?? defaultTenant(target))
   requireAct(operator, 'revoke', tenant)
+  await settleName(authority, target, tenant)
   const identity = getIdentity(authority, target, tenant)
   const { uri, nameKey, blocked } = identity
   if (blocked) return await answer(authority, identity.uri, blocked, revokedWith(authority, uri, blocked), true)
@@ -55,6 +56,26 @@ async function revokeIdentity(
   const revocation = authority.state.identities.get(uri)?.blocked
   if (!revocation) throw new CertpeerError('internal', 'a revocation was written and is not in force')
   return await answer(authority, uri, revocation, revokedWith(authority, uri, revocation), false)
+}
+
+/**
+ * Lets an enrollment under that name come through first: it may be making the very identity that is meant (a first one,
+ * or one that replaces another), and only what stands in the ledger can be revoked.
+ */
+async function settleName(
+  authority: Authority,
+  target: Exclude<Target, { kind: 'serial' }>,
+  tenant: string | undefined,
+): Promise<void> {
+  const { reservations } = authority
+  const isMeant = (nameKey: string): boolean => {
+    const [kind, ...path] = nameKey.split('/')
+    if (kind !== target.kind || path.at(-1) !== target.name) return false
+    return target.kind === 'gateway' || path[0] === (tenant ?? '')
+  }
+  for (let next = reservations.names.find(isMeant); next !== undefined; next = reservations.names.find(isMeant)) {
+    await reservations.whenNameFree(next)
+  }
 }
 
 async function revokeSerial(

@@ -44,7 +44,7 @@ async function refused(stage: Stage, request: EnrollRequest, code: string): Prom
   await assert.rejects(enroll(stage.authority, request), { code })
   assert.deepEqual([state.certificates.size, state.identities.size, state.keys.size], before)
   assert.deepEqual(
-    [reservations.keys.size, reservations.names.size, reservations.identities.size, reservations.tokens.size],
+    [reservations.keys.size, reservations.names.length, reservations.identities.size, reservations.tokens.size],
     [0, 0, 0, 0],
   )
   for (const network of state.networks.values()) assert.equal(network.pending.size, 0)

@@ -127,6 +127,19 @@ test('a renewal and a revocation at once: nothing of the identity is left in for
   }
 })
 
+test('a replacement and a revocation by name at once: neither the old nor the new one is left in force', async (t) => {
+  const stage = await newNetworkStage(t)
+  await enrollDevice(stage, 'laptop')
+  const token = await newToken(stage, { name: 'laptop', replace: true })
+  const request = await enrollmentRequest(stage, token, newKeys())
+  const enrolled = enroll(stage.authority, request)
+  const answer = await revoke(stage.authority, ADMIN, { target: DEVICE, reason: 'keyCompromise' })
+  assert.equal((await enrolled).identity, answer.identity)
+  for (const identity of stage.authority.state.identities.values()) {
+    if (identity.role === 'device') assert.equal(identity.live.size, 0)
+  }
+})
+
 const REFUSALS: { name: string; code: string; options: Parameters<typeof renewalRequest>[2] }[] = [
   {
     name: 'another key signs',

@@ -89,7 +89,7 @@ function take(authority: Authority, plan: LeafPlan): Taken {
   if (reservations.isBlocked(plan.uri) || reservations.isBlocked(nameKey)) {
     throw new CertpeerError('identity_revoked', `${plan.role} ${plan.name} is being revoked`)
   }
-  if (reservations.names.has(nameKey) || reservations.identities.has(plan.uri)) {
+  if (reservations.hasName(nameKey) || reservations.identities.has(plan.uri)) {
     throw new CertpeerError('unavailable', `another request for ${plan.role} ${plan.name} is under way; try again`)
   }
   const key = plan.wireGuard?.key
@@ -106,7 +106,7 @@ function take(authority: Authority, plan: LeafPlan): Taken {
   try {
     const addresses = plan.wireGuard === undefined ? [] : takeAddresses(authority, plan, own, now, undo)
     if (key !== undefined) hold(reservations.keys, key, undo)
-    hold(reservations.names, nameKey, undo)
+    undo.push(reservations.takeName(nameKey))
     hold(reservations.identities, plan.uri, undo)
     return { addresses, giveBack }
   } catch (error) {

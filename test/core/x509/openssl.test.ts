@@ -166,7 +166,10 @@ test('openssl reads the extensions of the root and the issuing CA as they were m
 
 test('every byte of our DER survives openssl asn1parse, which finds no error', () => {
   for (const certificate of [root.certificate, ca.certificate, device]) {
-    assert.doesNotMatch(openssl('asn1parse', '-in', write('any', certificate)), /Error in encoding|BAD (INTEGER|ENUMERATED|OBJECT|BOOLEAN)/)
+    assert.doesNotMatch(
+      openssl('asn1parse', '-in', write('any', certificate)),
+      /Error in encoding|BAD (INTEGER|ENUMERATED|OBJECT|BOOLEAN)/,
+    )
     assert.deepEqual(new X509Certificate(certificate.der).raw, certificate.der)
   }
 })

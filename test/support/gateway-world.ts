@@ -12,11 +12,13 @@ import { x25519PublicFromPrivate } from '../../src/core/wireguard/x25519.ts'
 import type { Certificate } from '../../src/core/x509/certificate.ts'
 import { encodeCrlEntry, encodeTbsCertList } from '../../src/core/x509/crl.ts'
 import { assembleSigned, signatureAlgorithmFor } from '../../src/core/x509/encode.ts'
+import { derToPem } from '../../src/core/x509/pem.ts'
 import { readGateway, verifyCertificate } from '../../src/core/x509/path.ts'
 import type { Serial } from '../../src/core/x509/serial.ts'
 import type { OwnIdentity } from '../../src/edge/gateway/admission.ts'
 import { GatewaySession, type SavedState } from '../../src/edge/gateway/session.ts'
 import { TrustStore } from '../../src/edge/gateway/trust-store.ts'
+import { writeCredential, type CredentialConfig } from '../../src/platform/credentials.ts'
 import {
   KEY_PREFIX,
   makeDevice,
@@ -58,8 +60,13 @@ export class GatewayWorld {
   readonly root = makeRoot()
   readonly deviceCa = makeDeviceCa(this.root)
   readonly infrastructureCa = makeInfrastructureCa(this.root)
-  readonly gatewayKey = newWireGuardKey()
-  readonly gateway = makeGateway(this.infrastructureCa, { key: this.gatewayKey })
+  readonly gatewayPrivateKey = randomBytes(32)
+  readonly gatewayKey = wireGuardKeyFromBytes(x25519PublicFromPrivate(this.gatewayPrivateKey))
+  readonly #gatewayTlsKeys = newKeyPair()
+  readonly gateway = makeGateway(this.infrastructureCa, {
+    key: this.gatewayKey,
+    publicKey: this.#gatewayTlsKeys.publicKey,
+  })
   readonly #authorityKeys = newKeyPair()
   readonly authority = makeInfrastructureLeaf(
     this.infrastructureCa,
@@ -93,6 +100,31 @@ export class GatewayWorld {
     const { name, key, tunnelAddresses, servedNetworks, serial, issuerKeyId } = readGateway(verified, OIDS)
     const networks = new Set(servedNetworks)
     return { name, key, addresses: tunnelAddresses.map(parseAddress), networks, serial, issuerKeyId }
+  }
+
+  /** Writes the credential directory of the gateway; every listener is at `url`. */
+  async writeCredential(dir: string, url: string, config: Partial<CredentialConfig>): Promise<void> {
+    await writeCredential(dir, {
+      certificate: derToPem(this.gateway.der, 'CERTIFICATE'),
+      issuer: derToPem(this.infrastructureCa.certificate.der, 'CERTIFICATE'),
+      root: derToPem(this.root.certificate.der, 'CERTIFICATE'),
+      tlsKey: this.#gatewayTlsKeys.privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
+      wireGuardKey: this.gatewayPrivateKey.toString('base64'),
+      config: {
+        role: 'gateway',
+        identity: this.gateway.sanUris[0] ?? '',
+        name: 'g1',
+        trustDomain: TRUST_DOMAIN,
+        pen: OIDS.pen,
+        enrollUrl: url,
+        authorityUrl: url,
+        apiUrl: url,
+        gatewaysUrl: url,
+        pkiUrl: url,
+        endpoint: 'gw.example:51820',
+        ...config,
+      },
+    })
   }
 
   /** A session that knows nothing but the pinned root and its own issuer. */

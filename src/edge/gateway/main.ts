@@ -10,6 +10,7 @@ import { sleep } from '../../platform/lifecycle.ts'
 import type { Logger } from '../../platform/log.ts'
 import { clientFor } from '../client-certificate.ts'
 import type { WireGuardDevice } from '../tunnel/port.ts'
+import type { Run } from '../tunnel/wg.ts'
 import { readGatewayConfig, readOwnGateway, type OwnGateway } from './config.ts'
 import { CrlFetcher } from './crl-fetch.ts'
 import { ReconcileLoop, type RepairableDevice } from './loop.ts'
@@ -28,6 +29,8 @@ export interface GatewayOptions {
   /** Instead of an interface of this machine. */
   readonly device?: WireGuardDevice
   readonly now?: Now
+  /** Runs ip(8), wg(8) and wireguard-go; another one may put a network namespace in front. */
+  readonly run?: Run
 }
 
 /** How long the first look at the pki listener may hold back the start: what was revoked meanwhile shall not come up. */
@@ -52,7 +55,12 @@ export async function runGateway(options: GatewayOptions): Promise<void> {
 
   const tunnel =
     options.device === undefined
-      ? await createTunnel(dir, () => own, session, { ...config, log, onLost: () => loop.lookAgain() })
+      ? await createTunnel(dir, () => own, session, {
+          ...config,
+          log,
+          onLost: () => loop.lookAgain(),
+          ...(options.run !== undefined && { run: options.run }),
+        })
       : undefined
   const stream = new StreamClient({
     session,
@@ -146,20 +154,19 @@ interface TunnelSetting {
   readonly backend: 'auto' | 'uapi' | 'wg'
   readonly log: Logger
   readonly onLost: () => void
+  readonly run?: Run
 }
 
 async function createTunnel(
   dir: string,
   own: () => OwnGateway,
   session: GatewaySession,
-  { interface: name, wireguardPort, backend, log, onLost }: TunnelSetting,
+  { interface: name, wireguardPort, ...others }: TunnelSetting,
 ): Promise<ManagedTunnel> {
   const former = await rememberKey(join(dir, 'interface.key'), own().identity.key)
   return new ManagedTunnel({
     name,
-    backend,
-    log,
-    onLost,
+    ...others,
     settings: () => ({
       privateKeyFile: join(dir, 'wireguard.key'),
       publicKey: own().identity.key,

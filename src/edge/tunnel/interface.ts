@@ -214,13 +214,13 @@ async function create({ name, backend, log }: InterfaceOptions, run: Run): Promi
   // before. setsid: an interrupt typed at the agent's terminal is not for the tunnel.
   const started = await startUserspace(name, run)
   if (started.code !== 0) {
-    const said = started.stderr
+    // It tells its faults on standard output and fills standard error with a box.
+    const said = `${started.stdout}\n${started.stderr}`
       .split('\n')
-      .filter((line) => /\S/.test(line) && !line.includes('│'))
-      .join(' | ')
+      .filter((line) => /[a-z]/.test(line) && !line.startsWith('│'))
     throw new CertpeerError(
       'device_failed',
-      `neither the kernel nor wireguard-go can make interface ${name}: ${said.slice(-300) || `status ${started.code}`}`,
+      `neither the kernel nor wireguard-go can make interface ${name}: ${said.join(' | ').slice(-300) || `status ${started.code}`}`,
     )
   }
   const deadline = Date.now() + START_MS

@@ -60,11 +60,17 @@ export async function initializePki(options: InitializePkiOptions): Promise<void
   const long = options.tenants.find((tenant) => tenant.name.length > MAX_TENANT_CHARACTERS)
   if (long)
     throw new CertpeerError('config_invalid', `tenant ${long.name} is longer than ${MAX_TENANT_CHARACTERS} characters`)
+  const staged = `${caDir}.partial`
+  const stagedRoot = `${rootDir}.partial`
+  if (!existsSync(join(caDir, 'authority.json')) && existsSync(join(staged, 'authority.json'))) {
+    // Everything was built; whoever built it died while moving it.
+    await moveToPlace(options)
+    log.info({ trustDomain }, 'PKI of an interrupted run moved to its place')
+    return
+  }
   for (const path of [join(caDir, 'authority.json'), join(rootDir, 'root.key')]) {
     if (existsSync(path)) throw new CertpeerError('already_exists', `${path} exists: a PKI is made once`)
   }
-  const staged = `${caDir}.partial`
-  const stagedRoot = `${rootDir}.partial`
   for (const path of [staged, stagedRoot]) await rm(path, { recursive: true, force: true })
   for (const path of [staged, stagedRoot, join(staged, 'issuers'), join(staged, 'keys'), join(staged, 'crl')]) {
     await makePrivateDirectory(path)
@@ -96,9 +102,14 @@ export async function initializePki(options: InitializePkiOptions): Promise<void
   })
   // The file that says "this is an authority" comes last.
   await writeFileAtomic(join(staged, 'authority.json'), `${JSON.stringify(file, null, 2)}\n`, { mode: 0o644 })
-  await moveInto(stagedRoot, rootDir)
-  await moveInto(staged, caDir)
+  await moveToPlace(options)
   log.info({ trustDomain, root: root.certificate.fingerprint }, 'PKI made; move the root key off this machine')
+}
+
+/** The root's key first: an authority must not come to be without it. */
+async function moveToPlace({ caDir, rootDir }: InitializePkiOptions): Promise<void> {
+  if (existsSync(`${rootDir}.partial`)) await moveInto(`${rootDir}.partial`, rootDir)
+  await moveInto(`${caDir}.partial`, caDir)
 }
 
 interface MadeCa {

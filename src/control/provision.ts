@@ -1,16 +1,16 @@
 /**
- * Provisioning: a device's certificate becomes its peer. Requests gather while a transaction is under way and go
- * together in the next one; each is answered after its own commit, and a refused row leaves its neighbours alone.
+ * Provisioning: a device's certificate becomes its peer, or takes it away. Requests gather while a transaction is under
+ * way and go together in the next one; each is answered after its own commit, and a refused row leaves its neighbours
+ * alone.
  */
 import { CertpeerError } from '../core/errors.ts'
 import { networkKey } from '../core/x509/identity.ts'
 import { wireGuardKeyToBytes } from '../core/wireguard/key.ts'
 import { createBatcher } from '../platform/batcher.ts'
-import type { Batcher } from '../platform/batcher.ts'
 import { transaction } from '../platform/db/connection.ts'
 import type { Db } from '../platform/db/connection.ts'
-import { lockNetworks, putPeers, removePeer } from './db/provisioning.ts'
-import type { PeerRow, PutVerdict } from './db/provisioning.ts'
+import { lockNetworks, putPeers, removePeers } from './db/provisioning.ts'
+import type { LockedNetwork, PeerRow, PutVerdict } from './db/provisioning.ts'
 import type { DevicePrincipal } from './principal.ts'
 
 const MAX_BATCH = 256
@@ -21,52 +21,107 @@ export interface Provisioned {
   readonly changed: boolean
 }
 
-export type Provisioner = Batcher<DevicePrincipal, Provisioned>
+export interface Provisioner {
+  put(device: DevicePrincipal): Promise<Provisioned>
+  /**
+   * Takes the device's own peer away. Idempotent; a certificate that a newer one has replaced takes nothing away.
+   * `revision` is that of the removal, or the network's when there was nothing to remove.
+   */
+  release(device: DevicePrincipal): Promise<Provisioned>
+  /** Resolves when everything asked for so far has been answered. */
+  drain(): Promise<void>
+}
+
+interface Order {
+  readonly kind: 'put' | 'release'
+  readonly principal: DevicePrincipal
+}
 
 export function createProvisioner(db: Db): Provisioner {
-  return createBatcher({
+  const batcher = createBatcher<Order, Provisioned>({
     maxItems: MAX_BATCH,
-    flush: (devices) => transaction(db, (trx) => putAll(trx, devices)),
+    flush: (orders) => transaction(db, (trx) => carryOut(trx, orders)),
     // The transaction has rolled back as a whole. A database that is away is not the fault of a row.
     splitOn: (error) => !(error instanceof CertpeerError && error.code === 'unavailable'),
   })
+  return {
+    put: (principal) => batcher.submit({ kind: 'put', principal }),
+    release: (principal) => batcher.submit({ kind: 'release', principal }),
+    drain: () => batcher.drain(),
+  }
 }
 
-async function putAll(db: Db, devices: readonly DevicePrincipal[]): Promise<(Provisioned | Error)[]> {
+interface Placed extends Order {
+  /** Where its result goes. */
+  readonly index: number
+  readonly network: LockedNetwork
+}
+
+/** Who asks for both at once is answered in the order of asking: an identity, and a key, stand in a round once. */
+async function carryOut(db: Db, orders: readonly Order[]): Promise<(Provisioned | Error)[]> {
   const names = new Map(
-    devices.map(({ device }) => [
+    orders.map(({ principal: { device } }) => [
       networkKey(device.tenant, device.network),
       { tenant: device.tenant, network: device.network },
     ]),
   )
   const locked = await lockNetworks(db, [...names.values()])
-  const ids = new Map(locked.map((network) => [networkKey(network.tenant, network.network), network.id]))
-  const results = new Array<Provisioned | Error>(devices.length)
-  let waiting: { readonly index: number; readonly row: PeerRow }[] = []
-  for (const [index, principal] of devices.entries()) {
-    const networkId = ids.get(networkKey(principal.device.tenant, principal.device.network))
-    if (networkId === undefined) results[index] = unknownNetwork(principal)
-    else waiting.push({ index, row: peerRow(principal, networkId) })
+  const networks = new Map(locked.map((network) => [networkKey(network.tenant, network.network), network]))
+  const results = new Array<Provisioned | Error>(orders.length)
+  let waiting: Placed[] = []
+  for (const [index, order] of orders.entries()) {
+    const { device } = order.principal
+    const network = networks.get(networkKey(device.tenant, device.network))
+    if (network === undefined) results[index] = unknownNetwork(order.principal)
+    else waiting.push({ ...order, index, network })
   }
   while (waiting.length > 0) {
     const { now, later } = splitRound(waiting)
-    const put = await putPeers(
+    await releaseAll(
       db,
-      now.map((entry) => entry.row),
+      now.filter(({ kind }) => kind === 'release'),
+      results,
     )
-    for (const [place, { index, row }] of now.entries()) {
-      const answer = put[place]
-      if (answer === undefined) throw new TypeError('a peer was put and not answered')
-      results[index] = toResult(answer.verdict, answer.revision, row)
-    }
+    await putAll(
+      db,
+      now.filter(({ kind }) => kind === 'put'),
+      results,
+    )
     waiting = later
   }
   return results
 }
 
-function peerRow({ device, verified }: DevicePrincipal, networkId: string): PeerRow {
+async function putAll(db: Db, orders: readonly Placed[], results: (Provisioned | Error)[]): Promise<void> {
+  if (orders.length === 0) return
+  const rows = orders.map(peerRow)
+  const put = await putPeers(db, rows)
+  for (const [place, { index }] of orders.entries()) {
+    const [answer, row] = [put[place], rows[place]]
+    if (answer === undefined || row === undefined) throw new TypeError('a peer was put and not answered')
+    results[index] = toResult(answer.verdict, answer.revision, row)
+  }
+}
+
+async function releaseAll(db: Db, orders: readonly Placed[], results: (Provisioned | Error)[]): Promise<void> {
+  if (orders.length === 0) return
+  const removed = await removePeers(
+    db,
+    orders.map(({ network, principal: { device } }) => ({
+      networkId: network.id,
+      identity: device.uri,
+      notBefore: device.notBefore,
+    })),
+  )
+  for (const [place, { index, network }] of orders.entries()) {
+    const revision = removed[place] ?? null
+    results[index] = { revision: revision ?? Number(network.revision), changed: revision !== null }
+  }
+}
+
+function peerRow({ network, principal: { device, verified } }: Placed): PeerRow {
   return {
-    networkId,
+    networkId: network.id,
     identity: device.uri,
     serial: device.serial,
     wireguardKey: wireGuardKeyToBytes(device.key),
@@ -80,17 +135,18 @@ function peerRow({ device, verified }: DevicePrincipal, networkId: string): Peer
  * One statement sees an identity, and a key, once: two certificates of one device in one batch are two changes, and
  * the second is judged by what the first has left.
  */
-function splitRound<E extends { readonly row: PeerRow }>(entries: readonly E[]): { now: E[]; later: E[] } {
+function splitRound(orders: readonly Placed[]): { now: Placed[]; later: Placed[] } {
   const taken = new Set<string>()
-  const now: E[] = []
-  const later: E[] = []
-  for (const entry of entries) {
-    const identity = `${entry.row.networkId} ${entry.row.identity}`
-    const key = `${entry.row.networkId} ${entry.row.wireguardKey.toString('base64')}`
+  const now: Placed[] = []
+  const later: Placed[] = []
+  for (const order of orders) {
+    const { network, principal } = order
+    const identity = `${network.id} ${principal.device.uri}`
+    const key = `${network.id} ${principal.device.key}`
     if (taken.has(identity) || taken.has(key)) {
-      later.push(entry)
+      later.push(order)
     } else {
-      now.push(entry)
+      now.push(order)
     }
     taken.add(identity)
     taken.add(key)
@@ -116,20 +172,6 @@ function toResult(verdict: PutVerdict, revision: number | null, row: PeerRow): P
     default:
       return verdict satisfies never
   }
-}
-
-/**
- * Takes the device's own peer away. Idempotent; a certificate that a newer one has replaced takes nothing away. Returns
- * the revision of the removal, or the network's at the time when there was nothing to remove.
- */
-export function release(db: Db, principal: DevicePrincipal): Promise<{ readonly revision: number }> {
-  const { device } = principal
-  return transaction(db, async (trx) => {
-    const [network] = await lockNetworks(trx, [{ tenant: device.tenant, network: device.network }])
-    if (network === undefined) throw unknownNetwork(principal)
-    const removed = await removePeer(trx, network.id, device.uri, device.notBefore)
-    return { revision: removed ?? Number(network.revision) }
-  })
 }
 
 /** The certificate names the network, so it exists; its row has not arrived. */

@@ -17,7 +17,6 @@ import { requireDevice, requireGateway, requireOperator } from './principal.ts'
 import type { DevicePrincipal, GatewayPrincipal, OperatorPrincipal, Principals } from './principal.ts'
 import { awaitActive, awaitGone } from './progress.ts'
 import type { Progress } from './progress.ts'
-import { release } from './provision.ts'
 import type { Provisioner } from './provision.ts'
 import type { Revocations } from './revocations.ts'
 import type { Hub } from './stream/hub.ts'
@@ -114,6 +113,7 @@ export function apiRoutes(context: ServerContext): Route[] {
     defineRoute({
       method: 'DELETE',
       path: '/v1/peer',
+      hot: true,
       access: device,
       rateLimitKey: deviceKey,
       rateLimits: DEVICE_LIMITS,
@@ -196,7 +196,7 @@ async function putPeer(context: ServerContext, principal: DevicePrincipal): Prom
   const { tenant, network, serial } = principal.device
   // Before anything is written: a device cannot use a peer without its network's law.
   const document = networkDocument(context, principal)
-  const { revision, changed } = await context.provisioner.submit(principal)
+  const { revision, changed } = await context.provisioner.put(principal)
   // It waited for the database, and a revocation may have come meanwhile.
   context.principals.requireInForce(principal)
   const active = changed
@@ -234,7 +234,7 @@ async function getPeer(
 
 async function deletePeer(context: ServerContext, principal: DevicePrincipal): Promise<RouteAnswer> {
   const document = networkDocument(context, principal)
-  const { revision } = await release(context.db, principal)
+  const { revision } = await context.provisioner.release(principal)
   return answerPeer(context, principal, document, { state: 'absent', revision, waitingFor: [] })
 }
 

@@ -2,9 +2,9 @@
  * Where issuing certificates and CRLs come from: the published files over HTTP (so that revocation works while the
  * database is away) and the projection's rows. Neither is believed; both only carry what verifies by itself.
  */
-import { z } from 'zod'
 import { CertpeerError, errorCode } from '../core/errors.ts'
 import { parseMessage } from '../core/messages/common.ts'
+import { publishedIssuersSchema } from '../core/messages/pki.ts'
 import { pemToDer } from '../core/x509/pem.ts'
 import type { ApiClient } from '../platform/api-client/client.ts'
 import type { Now } from '../platform/clock.ts'
@@ -14,13 +14,7 @@ import { findCrl, listIssuers } from './db/lookups.ts'
 import type { Issuers } from './issuers.ts'
 import type { Revocations } from './revocations.ts'
 
-/** GET /issuers.json of the listener *pki*; what else it says is not for us. */
-const publishedIssuersSchema = z.looseObject({
-  issuers: z.array(z.looseObject({ certificate: z.string().max(16_384), crl: z.string().max(256) })).max(64),
-})
-
 const ROOT_CRL_PATH = '/crl/root.crl'
-const CRL_PATH = /^\/crl\/[a-z0-9][a-z0-9.-]{0,80}\.crl$/
 const MAX_CRL_BYTES = 128 * 1024 * 1024
 
 interface Intake {
@@ -97,7 +91,7 @@ export function createPublishedSource(client: ApiClient, intake: Intake): Publis
         fault = err
       }
     }
-    crlPaths = [...new Set(published.issuers.map((issuer) => issuer.crl).filter((path) => CRL_PATH.test(path)))]
+    crlPaths = [...new Set(published.issuers.map((issuer) => issuer.crl))]
     if (fault instanceof Error) throw fault
   }
 

@@ -3,7 +3,7 @@ import { describe, test } from 'node:test'
 import { createIssuers } from '../../src/control/issuers.ts'
 import { createPrincipals, requireDevice } from '../../src/control/principal.ts'
 import type { DevicePrincipal, Principals } from '../../src/control/principal.ts'
-import { createProvisioner, release } from '../../src/control/provision.ts'
+import { createProvisioner } from '../../src/control/provision.ts'
 import { createRevocations } from '../../src/control/revocations.ts'
 import { sweepExpiredPeers, sweepOldChanges } from '../../src/control/sweep.ts'
 import { CertpeerError } from '../../src/core/errors.ts'
@@ -29,10 +29,10 @@ describe('provision', () => {
     const as = asPrincipal(stage)
     const provisioner = createProvisioner(stage.db)
     const laptop = as(stage.device(2))
-    assert.deepEqual(await provisioner.submit(laptop), { revision: 1, changed: true })
-    assert.deepEqual(await provisioner.submit(laptop), { revision: 1, changed: false })
-    assert.deepEqual(await provisioner.submit(as(stage.device(3))), { revision: 2, changed: true })
-    assert.deepEqual(await provisioner.submit(laptop), { revision: 1, changed: false })
+    assert.deepEqual(await provisioner.put(laptop), { revision: 1, changed: true })
+    assert.deepEqual(await provisioner.put(laptop), { revision: 1, changed: false })
+    assert.deepEqual(await provisioner.put(as(stage.device(3))), { revision: 2, changed: true })
+    assert.deepEqual(await provisioner.put(laptop), { revision: 1, changed: false })
     await stage.checkInvariants()
     assert.equal((await stage.rows('select 1 from peer_changes')).length, 2)
   })
@@ -43,9 +43,9 @@ describe('provision', () => {
     const provisioner = createProvisioner(stage.db)
     const old = as(stage.device(2, { notBefore: stage.later(-200_000) }))
     const renewed = as(stage.device(2, { notBefore: stage.later(-100_000) }))
-    await provisioner.submit(old)
-    assert.deepEqual(await provisioner.submit(renewed), { revision: 2, changed: true })
-    await assert.rejects(provisioner.submit(old), { code: 'older_certificate' })
+    await provisioner.put(old)
+    assert.deepEqual(await provisioner.put(renewed), { revision: 2, changed: true })
+    await assert.rejects(provisioner.put(old), { code: 'older_certificate' })
     const peers = await stage.rows<{ serial: string; revision: string }>('select serial, revision from peers')
     assert.deepEqual(peers, [{ serial: renewed.device.serial, revision: '2' }])
     await stage.checkInvariants()
@@ -59,11 +59,11 @@ describe('provision', () => {
     await stage.projectRevocation([revoked])
     const key = newWireGuardKey()
     const holder = as(stage.device(3, { key }))
-    await provisioner.submit(holder)
+    await provisioner.put(holder)
     const elsewhere = as(stage.device(9, { network: 'unknown' }))
     const results = await Promise.allSettled(
       [as(revoked), as(stage.device(4)), as(stage.device(5, { key })), as(stage.device(6)), elsewhere].map(
-        (principal) => provisioner.submit(principal),
+        (principal) => provisioner.put(principal),
       ),
     )
     assert.deepEqual(
@@ -84,7 +84,7 @@ describe('provision', () => {
     assert.ok(first && second && third)
     // No certificate of ours can hold this; what counts is that the neighbours do not pay for it.
     const bad: DevicePrincipal = { ...second, device: { ...second.device, uri: 'spiffe://nul\0byte' } }
-    const results = await Promise.allSettled([first, bad, third].map((principal) => provisioner.submit(principal)))
+    const results = await Promise.allSettled([first, bad, third].map((principal) => provisioner.put(principal)))
     assert.deepEqual(
       results.map((result) => result.status),
       ['fulfilled', 'rejected', 'fulfilled'],
@@ -101,7 +101,7 @@ describe('provision', () => {
     const older = as(stage.device(2, { notBefore: stage.later(-200_000) }))
     const newer = as(stage.device(2, { notBefore: stage.later(-100_000) }))
     const results = await Promise.allSettled(
-      [newer, older, as(stage.device(3, { key })), as(stage.device(4, { key }))].map((p) => provisioner.submit(p)),
+      [newer, older, as(stage.device(3, { key })), as(stage.device(4, { key }))].map((p) => provisioner.put(p)),
     )
     assert.deepEqual(
       results.map((result) =>
@@ -118,12 +118,43 @@ describe('provision', () => {
     const provisioner = createProvisioner(stage.db)
     const old = as(stage.device(2, { notBefore: stage.later(-200_000) }))
     const renewed = as(stage.device(2, { notBefore: stage.later(-100_000) }))
-    await provisioner.submit(renewed)
-    assert.deepEqual(await release(stage.db, old), { revision: 1 })
+    await provisioner.put(renewed)
+    assert.deepEqual(await provisioner.release(old), { revision: 1, changed: false })
     assert.equal((await stage.rows('select 1 from peers')).length, 1)
-    assert.deepEqual(await release(stage.db, renewed), { revision: 2 })
-    assert.deepEqual(await release(stage.db, renewed), { revision: 2 })
+    assert.deepEqual(await provisioner.release(renewed), { revision: 2, changed: true })
+    assert.deepEqual(await provisioner.release(renewed), { revision: 2, changed: false })
     assert.equal((await stage.rows('select 1 from peers')).length, 0)
+    await stage.checkInvariants()
+  })
+
+  test('releases and puts of one batch go together; of one device, in the order of asking', async () => {
+    await using stage = await Stage.create()
+    const as = asPrincipal(stage)
+    const provisioner = createProvisioner(stage.db)
+    const [leaving, arriving, wavering, absent] = [2, 3, 4, 5].map((n) => as(stage.device(n)))
+    assert.ok(leaving && arriving && wavering && absent)
+    await provisioner.put(leaving)
+    const answers = await Promise.all([
+      provisioner.put(arriving),
+      provisioner.put(wavering),
+      provisioner.release(absent),
+      provisioner.release(leaving),
+      provisioner.release(wavering),
+      provisioner.put(wavering),
+    ])
+    assert.deepEqual(answers, [
+      { revision: 3, changed: true },
+      { revision: 4, changed: true },
+      { revision: 1, changed: false },
+      { revision: 2, changed: true },
+      { revision: 5, changed: true },
+      { revision: 6, changed: true },
+    ])
+    const peers = await stage.rows<{ serial: string }>('select serial from peers order by revision')
+    assert.deepEqual(
+      peers.map(({ serial }) => serial),
+      [arriving.device.serial, wavering.device.serial],
+    )
     await stage.checkInvariants()
   })
 
@@ -131,8 +162,8 @@ describe('provision', () => {
     await using stage = await Stage.create()
     const as = asPrincipal(stage)
     const provisioner = createProvisioner(stage.db)
-    await provisioner.submit(as(stage.device(2, { notAfter: stage.later(60_000) })))
-    await provisioner.submit(as(stage.device(3)))
+    await provisioner.put(as(stage.device(2, { notAfter: stage.later(60_000) })))
+    await provisioner.put(as(stage.device(3)))
     assert.equal(await sweepExpiredPeers(stage.db, stage.clock), 0)
     stage.now = stage.later(60_000)
     assert.equal(await sweepExpiredPeers(stage.db, stage.clock), 1)
@@ -165,8 +196,8 @@ describe('provision', () => {
           await Promise.all(
             asked.map(async (principal, index) => {
               try {
-                if ((index + round) % 11 === 0) await release(db, principal)
-                else await provisioner.submit(principal)
+                if ((index + round) % 11 === 0) await provisioner.release(principal)
+                else await provisioner.put(principal)
               } catch (error) {
                 if (error instanceof CertpeerError && error.code === 'certificate_revoked') codes.add(error.code)
                 else errors.push(error)

@@ -298,7 +298,10 @@ export class Stage implements AsyncDisposable {
         certificate: derToPem(authority.certificate.der, 'CERTIFICATE'),
         crl: `/crl/${name}.crl`,
       }))
-    this.publishBytes('/issuers.json', Buffer.from(JSON.stringify({ trustDomain: TRUST_DOMAIN, issuers })))
+    this.publishBytes(
+      '/issuers.json',
+      Buffer.from(JSON.stringify({ root: derToPem(this.root.certificate.der, 'CERTIFICATE'), issuers })),
+    )
     const server = createServer((request, response) => {
       const found = this.#published.get(request.url ?? '')
       if (!this.publishing) {

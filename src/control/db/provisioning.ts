@@ -122,10 +122,14 @@ export async function putPeers(db: Db, rows: readonly PeerRow[]): Promise<PutRes
   }))
 }
 
-/** The tail of every removal: numbers, appends, advances, notifies. `victims` are rows that were just deleted. */
-const APPEND_REMOVALS = `
+/**
+ * The tail of every removal: numbers, appends, advances, notifies. `victims` are rows that were just deleted, `place`
+ * is what they are known by in the answer.
+ */
+function appendRemovals(place: string): string {
+  return `
     numbered as (
-      select v.network_id, v.serial,
+      select v.network_id, v.serial, ${place} as place,
         n.revision + row_number() over (partition by v.network_id order by v.identity) as revision
       from victims v join networks n on n.id = v.network_id
     ), appended as (
@@ -140,28 +144,40 @@ const APPEND_REMOVALS = `
       select pg_notify(
         'certpeer_changes', json_build_object('network', tenant || '/' || name, 'revision', revision)::text
       ) from advanced
-    )
-    select revision, (select count(*) from notified) from numbered`
+    )`
+}
+
+/** Whose peer goes: that of the identity, unless a newer certificate than the one that asks has replaced it. */
+export interface Removal {
+  readonly networkId: string
+  readonly identity: string
+  readonly notBefore: Date
+}
 
 /**
- * Removes the identity's peer unless a newer certificate than the one that asks has replaced it. Returns the revision
- * of the removal; undefined when there was nothing to remove. The network is locked.
+ * Removes many peers in one statement and gives for each the revision of its removal; null when there was nothing to
+ * remove. The networks are locked, and `removals` hold an identity at most once per network.
  */
-export async function removePeer(
-  db: Db,
-  networkId: string,
-  identity: string,
-  notBefore: Date,
-): Promise<number | undefined> {
-  const rows = await queryRows<{ revision: string }>(
+export async function removePeers(db: Db, removals: readonly Removal[]): Promise<(number | null)[]> {
+  const rows = await queryRows<{ revision: string; place: string }>(
     db,
-    `with victims as (
-      delete from peers where network_id = ?::bigint and identity = ? and not_before <= ?::timestamptz
-      returning network_id, identity, serial
-    ), ${APPEND_REMOVALS}`,
-    [networkId, identity, notBefore.toISOString()],
+    `with input as (
+      select * from unnest(?::bigint[], ?::text[], ?::timestamptz[]) with ordinality
+        as i (network_id, identity, not_before, place)
+    ), victims as (
+      delete from peers p using input i
+      where p.network_id = i.network_id and p.identity = i.identity and p.not_before <= i.not_before
+      returning p.network_id, p.identity, p.serial, i.place
+    ), ${appendRemovals('v.place')}
+    select revision, place, (select count(*) from notified) from numbered`,
+    [
+      removals.map(({ networkId }) => networkId),
+      removals.map(({ identity }) => identity),
+      removals.map(({ notBefore }) => notBefore.toISOString()),
+    ],
   )
-  return rows[0] === undefined ? undefined : Number(rows[0].revision)
+  const revisions = new Map(rows.map(({ place, revision }) => [Number(place), Number(revision)]))
+  return removals.map((_, index) => revisions.get(index + 1) ?? null)
 }
 
 /** Networks that hold a peer past its end. Without locks: only a hint whom to lock. */
@@ -192,7 +208,8 @@ export async function removeExpiredPeers(
       delete from peers p using due
       where p.network_id = due.network_id and p.identity = due.identity
       returning p.network_id, p.identity, p.serial
-    ), ${APPEND_REMOVALS}`,
+    ), ${appendRemovals('v.identity')}
+    select place, (select count(*) from notified) from numbered`,
     [networkIds, now.toISOString(), limit],
   )
   return rows.length

@@ -2,9 +2,9 @@
 import { hostname } from 'node:os'
 import { isAbsolute, join } from 'node:path'
 import { z } from 'zod'
-import { readConfig } from '../platform/config/config-file.ts'
-import { LOG_LEVELS } from '../platform/log.ts'
-import type { LogLevel } from '../platform/log.ts'
+import { LOG_LEVELS } from '../log.ts'
+import type { LogLevel } from '../log.ts'
+import { readConfig } from './config-file.ts'
 
 const serverConfigSchema = z.strictObject({
   /** Where server-api.sock and server-gateways.sock go. */

@@ -8,7 +8,7 @@ import { NDJSON_TYPE } from './ndjson.ts'
 import { PROBLEM_TYPE, toProblem } from './problem.ts'
 import type { RouteLimiter } from './rate-limit.ts'
 import type { PathParams, Target } from './target.ts'
-import type { PlainRoute, Route, RouteAnswer, RouteHead, RouteRequest, StreamRoute } from './types.ts'
+import type { PlainRoute, Route, RouteAnswer, RouteRequest, StreamRoute } from './types.ts'
 
 /** How much of a refused body is read and thrown away, so that the refusal arrives before the reset. */
 const LINGER_MS = 1000
@@ -28,6 +28,8 @@ export interface ExchangeOptions {
   readonly log: Logger
   /** True from the moment the server takes no more: kept connections end with their answer. */
   readonly isClosing: () => boolean
+  /** Called once, when the response has closed. */
+  readonly onOver: (exchange: Exchange) => void
   readonly bodyTimeoutMs?: number
 }
 
@@ -40,9 +42,11 @@ export class Exchange {
   readonly requestId: string
   readonly remoteAddress: string
   readonly #options: ExchangeOptions
-  readonly #abort = new AbortController()
   readonly #startedAtMs = performance.now()
   #isStream = false
+  #controller: AbortController | undefined
+  #reason: CertpeerError | undefined
+  #onGiveUp: (reason: CertpeerError) => void = () => undefined
   #log: Logger | undefined
 
   constructor(options: ExchangeOptions) {
@@ -55,6 +59,7 @@ export class Exchange {
     this.response.once('close', () => {
       // After an answer that went out whole there is nothing left to give up; a stream is over in any case.
       if (this.#isStream || !this.response.writableFinished) this.giveUp('the caller has gone')
+      options.onOver(this)
     })
   }
 
@@ -62,9 +67,19 @@ export class Exchange {
     return this.#isStream
   }
 
-  /** Aborts the signal that the route was given. */
-  giveUp(reason: string): void {
-    if (!this.#abort.signal.aborted) this.#abort.abort(new CertpeerError('unavailable', reason))
+  /** What the route is given; most routes never look at it, and then it is never made. */
+  get signal(): AbortSignal {
+    this.#controller ??= new AbortController()
+    if (this.#reason !== undefined) this.#controller.abort(this.#reason)
+    return this.#controller.signal
+  }
+
+  /** Aborts the route's signal, and stops waiting for its answer. */
+  giveUp(message: string, code: 'unavailable' | 'timeout' = 'unavailable'): void {
+    if (this.#reason !== undefined) return
+    this.#reason = new CertpeerError(code, message)
+    this.#controller?.abort(this.#reason)
+    this.#onGiveUp(this.#reason)
   }
 
   get log(): Logger {
@@ -75,7 +90,7 @@ export class Exchange {
   /** Never rejects: whatever goes wrong becomes an answer or the end of the connection. */
   async serve({ route, limiter }: Limited, params: PathParams): Promise<void> {
     try {
-      const wait = await limiter.address(this.remoteAddress)
+      const wait = await limiter.address?.(this.remoteAddress)
       if (wait !== undefined) this.#refuseRate(wait)
       else if (route.kind === 'stream') await this.#serveStream(route, limiter, params)
       else await this.#servePlain(route, limiter, params)
@@ -85,12 +100,9 @@ export class Exchange {
   }
 
   async #servePlain(route: PlainRoute, limiter: RouteLimiter, params: PathParams): Promise<void> {
-    const { signal } = this.#abort
-    const timer = setTimeout(() => {
-      this.#abort.abort(new CertpeerError('timeout', `no answer within ${route.timeoutMs} ms`))
-    }, route.timeoutMs)
+    const timer = setTimeout(() => this.giveUp(`no answer within ${route.timeoutMs} ms`, 'timeout'), route.timeoutMs)
     const over = new Promise<never>((_, reject) => {
-      signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true })
+      this.#onGiveUp = reject
     })
     const work = this.#answer(route, limiter, this.#head(params))
     try {
@@ -98,23 +110,22 @@ export class Exchange {
       if (answer !== undefined) this.#send(answer)
     } catch (error) {
       // Who was waited for no longer may still fail, and nobody else would learn of it.
-      if (signal.aborted) work.catch((late: unknown) => this.#recordLate(late))
+      if (this.#reason !== undefined) work.catch((late: unknown) => this.#recordLate(late))
       throw error
     } finally {
       clearTimeout(timer)
     }
   }
 
-  async #answer(route: PlainRoute, limiter: RouteLimiter, head: RouteHead): Promise<RouteAnswer | undefined> {
+  async #answer(route: PlainRoute, limiter: RouteLimiter, head: Head): Promise<RouteAnswer | undefined> {
     const opened = await route.open(head)
-    const body = await readBody(this.request, route, this.#options.bodyTimeoutMs ?? BODY_TIMEOUT_MS)
-    const request = withBody(head, body)
-    const wait = await limiter.keys(opened.rateLimitKeys(request))
+    head.body = await readBody(this.request, route, this.#options.bodyTimeoutMs ?? BODY_TIMEOUT_MS)
+    const wait = await limiter.keys?.(opened.rateLimitKeys(head))
     if (wait !== undefined) {
       this.#refuseRate(wait)
       return undefined
     }
-    return opened.handle(request)
+    return opened.handle(head)
   }
 
   async #serveStream(route: StreamRoute, limiter: RouteLimiter, params: PathParams): Promise<void> {
@@ -123,7 +134,7 @@ export class Exchange {
     if (mediaType(this.request) !== NDJSON_TYPE) {
       throw new CertpeerError('unsupported_media_type', `the body must be ${NDJSON_TYPE}`)
     }
-    const wait = await limiter.keys(opened.rateLimitKeys(withBody(head, undefined)))
+    const wait = await limiter.keys?.(opened.rateLimitKeys(head))
     if (wait !== undefined) {
       this.#refuseRate(wait)
       return
@@ -135,13 +146,13 @@ export class Exchange {
     this.request.socket.setTimeout(0)
     this.response.writeHead(200, { 'content-type': NDJSON_TYPE, ...this.#commonHeaders() })
     this.response.flushHeaders()
-    const duplex = createDuplex(this.request, this.response, route, this.#abort.signal, this.log)
+    const duplex = createDuplex(this.request, this.response, route, this.signal, this.log)
     await opened.handle(duplex)
     duplex.end()
   }
 
-  #head(params: PathParams): RouteHead {
-    return new Head(this, params, this.#abort.signal)
+  #head(params: PathParams): Head {
+    return new Head(this, params)
   }
 
   #refuseRate(retryAfterSeconds: number): void {
@@ -152,13 +163,16 @@ export class Exchange {
   #send(answer: RouteAnswer): void {
     const { response } = this
     if (response.headersSent || response.destroyed) return
-    const body = answer.raw?.body ?? (answer.json === undefined ? undefined : Buffer.from(JSON.stringify(answer.json)))
+    // Text leaves together with its head in one write.
+    const body = answer.raw?.body ?? (answer.json === undefined ? undefined : JSON.stringify(answer.json))
     const type = answer.raw?.contentType ?? 'application/json'
     response.writeHead(answer.status, {
       'cache-control': 'no-store',
       ...answer.headers,
       ...(body === undefined ? {} : { 'content-type': type }),
-      ...(answer.status === 304 || answer.status === 204 ? {} : { 'content-length': body?.length ?? 0 }),
+      ...(answer.status === 304 || answer.status === 204
+        ? {}
+        : { 'content-length': body === undefined ? 0 : Buffer.byteLength(body) }),
       ...this.#commonHeaders(),
     })
     this.#end(body)
@@ -177,11 +191,11 @@ export class Exchange {
       response.destroy()
       return
     }
-    const body = Buffer.from(JSON.stringify(problem))
+    const body = JSON.stringify(problem)
     response.writeHead(problem.status, {
       'cache-control': 'no-store',
       'content-type': PROBLEM_TYPE,
-      'content-length': body.length,
+      'content-length': Buffer.byteLength(body),
       ...headers,
       ...this.#commonHeaders(),
     })
@@ -205,7 +219,7 @@ export class Exchange {
    * Ends the answer. When the caller is still sending a body that nobody reads, the answer goes out whole and the
    * connection stays for a little longer: closing it with unread bytes would reset it, and the answer with it.
    */
-  #end(body: Buffer | undefined): void {
+  #end(body: Buffer | string | undefined): void {
     const { request, response } = this
     if (request.complete || request.destroyed || !hasBody(request)) {
       response.end(body)
@@ -227,7 +241,7 @@ export class Exchange {
   }
 
   #recordLate(error: unknown): void {
-    if (error instanceof CertpeerError || error === this.#abort.signal.reason) return
+    if (error instanceof CertpeerError || error === this.#reason) return
     this.log.error({ ...this.#facts(0), err: error }, 'request failed after its end')
   }
 
@@ -248,17 +262,20 @@ function hasBody(request: IncomingMessage): boolean {
   return headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0
 }
 
-/** What a route sees; query and log are made only when asked for. */
-class Head implements RouteHead {
+/** What a route sees; query, log and signal are made only when asked for. The body comes when it has been read. */
+class Head implements RouteRequest {
+  body: unknown
   readonly params: PathParams
-  readonly signal: AbortSignal
   readonly #exchange: Exchange
   #query: URLSearchParams | undefined
 
-  constructor(exchange: Exchange, params: PathParams, signal: AbortSignal) {
+  constructor(exchange: Exchange, params: PathParams) {
     this.#exchange = exchange
     this.params = params
-    this.signal = signal
+  }
+
+  get signal(): AbortSignal {
+    return this.#exchange.signal
   }
 
   get method(): string {
@@ -288,25 +305,5 @@ class Head implements RouteHead {
 
   get remoteAddress(): string {
     return this.#exchange.remoteAddress
-  }
-}
-
-/** The same head, with its body: getters and all, by delegation. */
-function withBody(head: RouteHead, body: unknown): RouteRequest {
-  return {
-    method: head.method,
-    path: head.path,
-    params: head.params,
-    get query() {
-      return head.query
-    },
-    headers: head.headers,
-    requestId: head.requestId,
-    get log() {
-      return head.log
-    },
-    remoteAddress: head.remoteAddress,
-    signal: head.signal,
-    body,
   }
 }

@@ -3,31 +3,33 @@ import { isIPv6 } from 'node:net'
 import { RateLimiterMemory, RateLimiterRes } from 'rate-limiter-flexible'
 import type { RateLimit, RateLimits, Route } from './types.ts'
 
+/** Each count is there only when it is limited. Both answer the seconds to wait, or undefined to go on. */
 export interface RouteLimiter {
-  /** Undefined when the request may go on, else the seconds after which it may be tried again. */
-  address(remoteAddress: string): Promise<number | undefined>
-  keys(keys: readonly string[]): Promise<number | undefined>
+  readonly address: ((remoteAddress: string) => Promise<number | undefined>) | undefined
+  readonly keys: ((keys: readonly string[]) => Promise<number | undefined>) | undefined
 }
 
 export function createRouteLimiter(route: Route, defaults: RateLimits): RouteLimiter {
   const limits = route.rateLimits ?? defaults
-  const byAddress = limits.address && createLimiter(limits.address)
-  const byKey = limits.key && createLimiter(limits.key)
   return {
-    async address(remoteAddress) {
-      // On a unix socket without a front there is nobody to tell apart.
-      if (byAddress === undefined || remoteAddress === 'local') return undefined
-      return consume(byAddress, addressKey(remoteAddress))
-    },
-    async keys(keys) {
-      if (byKey === undefined) return undefined
-      let retryAfterSeconds: number | undefined
-      for (const key of keys) {
-        const wait = await consume(byKey, key)
-        if (wait !== undefined) retryAfterSeconds = Math.max(retryAfterSeconds ?? 0, wait)
-      }
-      return retryAfterSeconds
-    },
+    address: limits.address && countAddresses(createLimiter(limits.address)),
+    keys: limits.key && countKeys(createLimiter(limits.key)),
+  }
+}
+
+function countAddresses(limiter: RateLimiterMemory): NonNullable<RouteLimiter['address']> {
+  // On a unix socket without a front there is nobody to tell apart.
+  return async (remoteAddress) => (remoteAddress === 'local' ? undefined : consume(limiter, addressKey(remoteAddress)))
+}
+
+function countKeys(limiter: RateLimiterMemory): NonNullable<RouteLimiter['keys']> {
+  return async (keys) => {
+    let retryAfterSeconds: number | undefined
+    for (const key of keys) {
+      const wait = await consume(limiter, key)
+      if (wait !== undefined) retryAfterSeconds = Math.max(retryAfterSeconds ?? 0, wait)
+    }
+    return retryAfterSeconds
   }
 }
 

@@ -82,10 +82,10 @@ export async function startHttpServer(options: HttpServerOptions): Promise<HttpS
       remoteAddress: remoteAddress(request, vouched),
       log,
       isClosing: () => closing,
+      onOver: (over) => live.delete(over),
       ...(options.timeouts?.bodyMs === undefined ? {} : { bodyTimeoutMs: options.timeouts.bodyMs }),
     })
     live.add(exchange)
-    response.once('close', () => live.delete(exchange))
     try {
       refuseOddHeaders(request)
       exchange.target = parseTarget(request.url ?? '')

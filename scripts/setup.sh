@@ -43,13 +43,14 @@ require_npm_packages() {
   fi
 }
 
-# Builds when a source is newer than the last build.
+# require_build src|all : builds when a source is newer than the last build of that kind.
 require_build() {
-  if [ ! -f dist/.built ] || [ -n "$(find src test scripts tsconfig.json package-lock.json -newer dist/.built -type f -print -quit)" ]; then
+  local stamp="dist/.built-$1" config=tsconfig.build.json sources=(src)
+  if [ "$1" = all ]; then config=tsconfig.json sources=(src test scripts); fi
+  if [ ! -f "$stamp" ] || [ -n "$(find "${sources[@]}" tsconfig*.json package-lock.json -newer "$stamp" -type f -print -quit)" ]; then
     say 'building'
-    rm -rf dist
-    npx --no-install tsc -p tsconfig.json >&2 || fail 'the build failed; see the messages above'
-    touch dist/.built
+    npx --no-install tsc -p "$config" >&2 || fail 'the build failed; see the messages above'
+    touch "$stamp"
   fi
 }
 

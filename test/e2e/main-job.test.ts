@@ -127,9 +127,10 @@ test(
   'with PostgreSQL stopped a revocation holds: OCSP and CRL at once, the gateway from the CRL it fetches',
   { skip, timeout: 120_000 },
   async () => {
+    await lab.ok(device, ['device', 'down', '--dir', dir])
     dir = await lab.enrollDevice(device, 'phone')
     assert.ok(await lab.ping(device, gatewayAddress))
-    const pid = readFileSync(join(lab.stateDir, 'postgres', 'postmaster.pid'), 'utf8').split('\n')[0] ?? ''
+    const pid = readFileSync(join(lab.stateDir, 'postgres', 'data', 'postmaster.pid'), 'utf8').split('\n')[0] ?? ''
     // Stopped, not ended: `up` would start it again at once.
     await signalTree(pid, 'STOP')
     try {

@@ -30,21 +30,31 @@ interface IpAddress {
 }
 
 export async function readAddressing(name: string, run: Run): Promise<AddressingState> {
-  const [link] = (await ipJson(['addr', 'show', 'dev', name], run)) as IpAddress[]
+  const [links, ...routesByFamily] = await Promise.all([
+    ipJson(['addr', 'show', 'dev', name], run),
+    readRoutes(name, '-4', run),
+    readRoutes(name, '-6', run),
+  ])
+  const [link] = links as IpAddress[]
   if (link === undefined) throw new CertpeerError('device_failed', `interface ${name} is not there`)
   const addresses = new Set<string>()
   for (const { local, prefixlen, scope } of link.addr_info ?? []) {
     // fe80:: belongs to the kernel.
     if (local !== undefined && scope === 'global') addresses.add(withLength(local, prefixlen))
   }
-  const routes = new Set<string>()
-  for (const family of ['-4', '-6']) {
-    const found = (await ipJson([family, 'route', 'show', 'dev', name, 'proto', ROUTE_PROTOCOL], run)) as {
-      dst?: string
-    }[]
-    for (const { dst } of found) if (dst !== undefined) routes.add(routeText(dst, family))
+  return {
+    up: link.flags?.includes('UP') === true,
+    mtu: link.mtu ?? 0,
+    addresses,
+    routes: new Set(routesByFamily.flat()),
   }
-  return { up: link.flags?.includes('UP') === true, mtu: link.mtu ?? 0, addresses, routes }
+}
+
+async function readRoutes(name: string, family: '-4' | '-6', run: Run): Promise<string[]> {
+  const routes = (await ipJson([family, 'route', 'show', 'dev', name, 'proto', ROUTE_PROTOCOL], run)) as {
+    dst?: string
+  }[]
+  return routes.flatMap(({ dst }) => (dst === undefined ? [] : [routeText(dst, family)]))
 }
 
 /** Makes the interface what `wanted` says, changing only what differs. Throws already_exists for a route of others. */

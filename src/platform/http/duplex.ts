@@ -15,7 +15,7 @@ export function createDuplex(
   log: Logger,
 ): StreamDuplex {
   return {
-    lines: readLines(request, route.maxLineBytes),
+    lines: readLines(request, route.maxLineBytes, closed),
     closed,
     write(line) {
       if (typeof line !== 'string' && line.at(-1) !== NEWLINE) throw new TypeError('a line must end with a newline')

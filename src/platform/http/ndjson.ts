@@ -14,13 +14,17 @@ export function encodeLine(message: unknown): Buffer {
 
 /**
  * Lines of a stream, without their newline; empty lines are skipped and a last line needs its newline (one without was
- * cut off). Ends quietly when the stream ends or breaks off. Throws malformed_message on a line over `maxLineBytes` or
+ * cut off). Ends quietly when the stream ends or breaks off, and when the signal aborts. Throws malformed_message on a line over `maxLineBytes` or
  * bytes that are not UTF-8; at most that much is ever kept.
  */
-export async function* readLines(stream: Readable, maxLineBytes: number): AsyncGenerator<string, void, undefined> {
+export async function* readLines(
+  stream: Readable,
+  maxLineBytes: number,
+  signal?: AbortSignal,
+): AsyncGenerator<string, void, undefined> {
   let parts: Buffer[] = []
   let partsBytes = 0
-  for await (const chunk of chunksOf(stream)) {
+  for await (const chunk of chunksOf(stream, signal)) {
     let start = 0
     for (;;) {
       const end = chunk.indexOf(NEWLINE, start)
@@ -43,12 +47,26 @@ export async function* readLines(stream: Readable, maxLineBytes: number): AsyncG
 }
 
 /** The stream's own iterator destroys it when the reader stops early, which would take the other direction along. */
-async function* chunksOf(stream: Readable): AsyncGenerator<Buffer, void, undefined> {
+async function* chunksOf(stream: Readable, signal: AbortSignal | undefined): AsyncGenerator<Buffer, void, undefined> {
+  const chunks = stream.iterator({ destroyOnReturn: false })[Symbol.asyncIterator]()
+  let stop = (): void => undefined
+  const onAbort = (): void => stop()
+  signal?.addEventListener('abort', onAbort, { once: true })
   try {
-    for await (const chunk of stream.iterator({ destroyOnReturn: false })) yield chunk as Buffer
+    while (signal?.aborted !== true) {
+      // A promise of its own for each chunk: racing one that lives as long as the stream would keep every loser.
+      const chunk = await new Promise<Buffer | undefined>((resolve, reject) => {
+        stop = () => resolve(undefined)
+        chunks.next().then((result) => resolve(result.done === true ? undefined : (result.value as Buffer)), reject)
+      })
+      if (chunk === undefined) return
+      yield chunk
+    }
   } catch (error) {
     // A peer that went away in the middle: the lines are over, and who holds the stream learns it from `closed`.
     if (stream.destroyed) return
     throw error
+  } finally {
+    signal?.removeEventListener('abort', onAbort)
   }
 }

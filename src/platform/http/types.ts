@@ -78,7 +78,10 @@ export interface RouteDefinition<P> extends RouteCommon<P> {
 
 /** Both directions of one full-duplex NDJSON exchange. */
 export interface StreamDuplex {
-  /** What the other side sends, a line each, without its end; ends when it half-closes or goes. Throws malformed_message. */
+  /**
+   * What the other side sends, a line each, without its end; over when it half-closes, and when `closed` aborts. Throws
+   * malformed_message.
+   */
   readonly lines: AsyncIterable<string>
   /**
    * Queues one line; the newline of a string is added, a Buffer (encoded once for many streams) must bring its own.

@@ -251,20 +251,28 @@ test('a handler that throws cuts the stream, and the log says why', async () => 
   assert.ok(JSON.stringify(logged).includes('the hub broke'))
 })
 
-test('a closing server ends its streams at once', async () => {
-  const { client, server } = await start(async (duplex) => {
-    duplex.write('begun')
-    await new Promise((resolve) => duplex.closed.addEventListener('abort', resolve))
+for (const [name, wait] of [
+  [
+    'waits for closed',
+    (duplex: StreamDuplex) => new Promise((resolve) => duplex.closed.addEventListener('abort', resolve)),
+  ],
+  ['reads lines', (duplex: StreamDuplex) => collect(duplex.lines)],
+] as const) {
+  test(`a closing server ends its streams at once, also one that ${name}`, async () => {
+    const { client, server } = await start(async (duplex) => {
+      duplex.write('begun')
+      await wait(duplex)
+    })
+    const stream = await client.openStream('/v1/stream')
+    const lines = stream.lines[Symbol.asyncIterator]()
+    assert.equal((await lines.next()).value, 'begun')
+    const started = Date.now()
+    const closed = server.close()
+    assert.equal((await lines.next()).done, true)
+    await closed
+    assert.ok(Date.now() - started < 2000)
   })
-  const stream = await client.openStream('/v1/stream')
-  const lines = stream.lines[Symbol.asyncIterator]()
-  assert.equal((await lines.next()).value, 'begun')
-  const started = Date.now()
-  const closed = server.close()
-  assert.equal((await lines.next()).done, true)
-  await closed
-  assert.ok(Date.now() - started < 2000)
-})
+}
 
 test('a Buffer must bring its newline', async () => {
   let thrown: unknown

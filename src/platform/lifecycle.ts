@@ -1,15 +1,23 @@
 /** Start and end of a process: one AbortSignal says "stop", and waiting ends with it. */
 import { constants } from 'node:os'
 
+/** Closer together than this, two signals are one wish: timeout(1) and terminals signal a process and its group. */
+const SAME_WISH_MS = 1_000
+
 /**
- * A signal that aborts at the first SIGINT or SIGTERM. A second one ends the process at once: whoever asks twice does
- * not want to wait for a drain.
+ * A signal that aborts at the first SIGINT or SIGTERM. Another one, a second or more later, ends the process at once:
+ * whoever asks again does not want to wait for a drain.
  */
 export function abortOnSignals(): AbortSignal {
   const controller = new AbortController()
+  let abortedAtMs = 0
   const stop = (name: 'SIGINT' | 'SIGTERM') => {
-    if (controller.signal.aborted) process.exit(128 + constants.signals[name])
-    controller.abort()
+    if (!controller.signal.aborted) {
+      abortedAtMs = performance.now()
+      controller.abort()
+    } else if (performance.now() - abortedAtMs >= SAME_WISH_MS) {
+      process.exit(128 + constants.signals[name])
+    }
   }
   process.on('SIGINT', stop)
   process.on('SIGTERM', stop)

@@ -40,10 +40,37 @@ describe('sleep', () => {
 })
 
 describe('abortOnSignals', () => {
+  test('two at once are one wish: the drain goes on', async () => {
+    const script = `
+      const { abortOnSignals } = await import(${JSON.stringify(MODULE)})
+      const timer = setInterval(() => {}, 1000)
+      abortOnSignals().addEventListener('abort', () => setTimeout(() => {
+        console.log('drained')
+        clearInterval(timer)
+      }, 300))
+      console.log('ready')`
+    const loader = process.execArgv.filter(
+      (argument, index, all) => argument.startsWith('--import') || all[index - 1] === '--import',
+    )
+    const child = spawn(process.execPath, [...loader, '--input-type=module', '-e', script], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+      env: { ...process.env, NODE_TEST_CONTEXT: undefined },
+    })
+    let said = ''
+    child.stdout.on('data', (chunk: Buffer) => (said += chunk.toString()))
+    const ended = once(child, 'exit')
+    await once(child.stdout, 'data')
+    child.kill('SIGTERM')
+    child.kill('SIGINT')
+    const [status] = (await ended) as [number | null]
+    assert.equal(status, 0)
+    assert.match(said, /drained/)
+  })
+
   for (const { name, signals, code, said } of [
     { name: 'SIGTERM asks to stop', signals: ['SIGTERM'], code: 0, said: 'stopping\n' },
     { name: 'SIGINT asks to stop', signals: ['SIGINT'], code: 0, said: 'stopping\n' },
-    { name: 'a second one ends the process', signals: ['SIGTERM', 'SIGTERM'], code: 143, said: 'slow\n' },
+    { name: 'another one after a second ends the process', signals: ['SIGTERM', 'SIGTERM'], code: 143, said: 'slow\n' },
   ] as const) {
     test(name, async () => {
       const script = `
@@ -67,6 +94,7 @@ describe('abortOnSignals', () => {
       for (const signal of signals) {
         child.kill(signal)
         if (signals.length > 1) await Promise.race([once(child.stdout, 'data'), ended])
+        if (signals.length > 1) await Promise.race([sleep(1_100), ended])
       }
       const [status] = (await ended) as [number | null]
       assert.equal(status, code)

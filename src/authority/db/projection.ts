@@ -5,7 +5,7 @@
  * projection catches up from the ledger's files.
  */
 import { CertpeerError } from '../../core/errors.ts'
-import { openDatabase, transaction, type Db } from '../../platform/db/connection.ts'
+import { openDatabase, type Db } from '../../platform/db/connection.ts'
 import { sleep } from '../../platform/lifecycle.ts'
 import type { Logger } from '../../platform/log.ts'
 import type { Authority } from '../authority.ts'
@@ -48,7 +48,8 @@ class Projector implements Projection {
   constructor(options: { authority: Authority; url: string; log: Logger }) {
     this.authority = options.authority
     this.log = options.log
-    this.db = openDatabase({ url: options.url, log: options.log, max: 2, name: 'certpeer ca' })
+    // One connection stays open: a revocation after a quiet hour does not wait for a new session.
+    this.db = openDatabase({ url: options.url, log: options.log, min: 1, max: 2, name: 'certpeer ca' })
     this.authority.listeners.add(this.onEntry)
     this.done = this.run()
   }
@@ -122,7 +123,7 @@ class Projector implements Projection {
     if (entries.length === 0) return false
     const startedAt = Date.now()
     const batch = await collectBatch(this.authority, entries)
-    await transaction(this.db, (trx) => writeBatch(trx, batch, from))
+    await writeBatch(this.db, batch, from)
     this.projected = from + entries.length
     this.tail = this.tail.filter(({ index }) => index >= from + entries.length)
     this.log.debug({ entries: entries.length, lag: this.lag(), durationMs: Date.now() - startedAt }, 'projected')

@@ -16,6 +16,8 @@ export interface DatabaseOptions {
   readonly log: Logger
   /** Connections at most. */
   readonly max?: number
+  /** Connections that stay open while nobody asks; default none. Those that died meanwhile are replaced. */
+  readonly min?: number
   /** Shown in pg_stat_activity. */
   readonly name?: string
   /** For one statement; default 30 s, which is long past what any caller waits. */
@@ -61,7 +63,7 @@ export function openDatabase(options: DatabaseOptions): Db {
       ...serverLimits(options.statementTimeoutMs ?? STATEMENT_TIMEOUT_MS),
       keepAlive: true,
     },
-    pool: { min: 0, max: options.max ?? 10 },
+    pool: { min: options.min ?? 0, max: options.max ?? 10 },
     acquireConnectionTimeout: CONNECT_TIMEOUT_MS,
     // Bindings are certificates and, for roles, password verifiers: they stay out of error texts.
     compileSqlOnError: false,

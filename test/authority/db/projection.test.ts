@@ -139,3 +139,38 @@ test('a database of another, longer ledger is left alone', async (t) => {
   await projection.close()
   assert.deepEqual(await queryRows(db, 'select 1 from certificates'), [])
 })
+
+test('a revocation that comes alone takes the peer away; moved by another writer, it changes nothing', async (t) => {
+  const stage = await newNetworkStage(t)
+  const { caUrl, db } = await databases(t)
+  const projection = startProjection({ authority: stage.authority, url: caUrl, log: silentLogger() })
+  t.after(() => projection.close())
+  for (const name of ['laptop', 'phone']) {
+    await enrollDevice(stage, name)
+    await caughtUp(projection)
+    await db.raw(
+      `insert into peers (network_id, identity, serial, wireguard_key, certificate, not_before, not_after, revision)
+        select n.id, c.identity, c.serial, c.wireguard_key, c.der, c.not_before, c.not_after, n.revision
+        from certificates c join networks n on n.tenant = c.tenant and n.name = c.network where c.name = ?`,
+      [name],
+    )
+  }
+  const revokeDevice = (name: string) =>
+    revoke(stage.authority, ADMIN, { target: { kind: 'device', name, tenant: 'red' }, reason: 'keyCompromise' })
+  const peers = () => queryRows<{ name: string }>(db, 'select name from peers join certificates using (serial)')
+
+  await revokeDevice('laptop')
+  await caughtUp(projection)
+  await checkInvariants(stage, db)
+  assert.deepEqual(await peers(), [{ name: 'phone' }])
+  assert.deepEqual(await queryRows(db, 'select kind from peer_changes'), [{ kind: 'remove' }])
+
+  const before = await queryRows(db, 'select serial from revocations')
+  await db.raw('update projection set ledger_size = 1000')
+  await revokeDevice('phone')
+  await new Promise((resolve) => setTimeout(resolve, 300))
+  assert.equal(projection.lag(), undefined)
+  assert.deepEqual(await queryRows(db, 'select serial from revocations'), before)
+  assert.deepEqual(await peers(), [{ name: 'phone' }])
+  assert.deepEqual(await queryRows(db, `select name from devices where status = 'revoked'`), [{ name: 'laptop' }])
+})

@@ -6,6 +6,7 @@ import { parsePrefix } from '../../../src/core/ipam/prefix.ts'
 import { ipAddrBlocks, wireGuardKeyExtension } from '../../../src/core/x509/extensions.ts'
 import type { Certificate } from '../../../src/core/x509/certificate.ts'
 import { parseCertificate } from '../../../src/core/x509/certificate.ts'
+import { evaluateAdmission } from '../../../src/edge/gateway/admission.ts'
 import { parseDownMessage } from '../../../src/edge/gateway/stream-client.ts'
 import { makeDeviceCa, makeGateway, makeRoot, NOW, OIDS, WIREGUARD_KEY } from '../../support/certificates.ts'
 import {
@@ -245,6 +246,38 @@ describe('admission', () => {
     assert.equal(session.peerCount, 0)
   })
 
+  test('a device of one served network is no peer of another one', () => {
+    const session = world.readySession()
+    session.setOwn({ ...world.own, networks: new Set([NETWORK, 'default/lab']) }, NOW)
+    const certificate = world.makeDevice(9, { uri: deviceUri(9, 'default', 'lab') })
+    session.receive(world.set(2, certificate), NOW)
+    assert.equal(failures(session)[certificate.serial], 'foreign_network')
+    assert.equal(session.peerCount, 0)
+  })
+
+  test('by itself refuses what is not served, and what ends at this very instant', () => {
+    const session = world.readySession()
+    const context = {
+      trust: session.trust,
+      own: world.own,
+      holderOfKey: () => undefined,
+      holderOfAddress: () => undefined,
+      newestAccepted: () => undefined,
+      clock: NOW,
+    }
+    for (const { certificate, network, code } of [
+      {
+        certificate: world.makeDevice(9, { uri: deviceUri(9, 'default', 'lab') }),
+        network: 'default/lab',
+        code: 'foreign_network',
+      },
+      { certificate: world.makeDevice(9, { notAfter: NOW }), network: NETWORK, code: 'certificate_expired' },
+    ]) {
+      const decision = evaluateAdmission({ certificate, network, mode: 'add' }, context)
+      assert.equal(decision.kind === 'refuse' && decision.code, code)
+    }
+  })
+
   test("a tenant's CA cannot name another tenant's device", () => {
     const session = world.readySession()
     const ca = makeDeviceCa(world.root, {}, 'other')
@@ -309,10 +342,16 @@ describe('admission', () => {
     const certificate = world.makeDevice(2)
     session.receive(world.crlMessage(world.deviceCa, { thisUpdate: 0, revoked: [certificate.serial] }), NOW)
     session.receive(world.crlMessage(world.deviceCa, { thisUpdate: 1000, number: 5n }), NOW)
+    const held = session.trust.crls.get(world.deviceCa.certificate.keyId)?.number
+    assert.equal(held, BigInt(NOW.getTime()))
+    const live = world.makeDevice(3)
+    session.receive(world.set(2, live), NOW)
     const forged = { ...world.deviceCa, privateKey: world.infrastructureCa.privateKey }
-    session.receive(world.crlMessage(forged, { thisUpdate: 2000 }), NOW)
-    session.receive(world.set(2, certificate), NOW)
-    assert.equal(session.peerCount, 0)
+    session.receive(world.crlMessage(forged, { thisUpdate: 2000, revoked: [live.serial] }), NOW)
+    session.receive(world.set(3, certificate), NOW)
+    assert.equal(session.trust.crls.get(world.deviceCa.certificate.keyId)?.number, held)
+    assert.deepEqual(Object.keys(failures(session)), [certificate.serial])
+    assert.equal(session.peerCount, 1)
 
     session.receive({ type: 'network', document: await world.makeDocument({ number: 7, mtu: 1400 }) }, NOW)
     for (const document of [

@@ -19,7 +19,7 @@ import { GatewayStore, loadStore } from '../../../src/edge/gateway/store.ts'
 import { createLogger, silentLogger } from '../../../src/platform/log.ts'
 import { run } from '../../../src/platform/spawn.ts'
 import { NOW } from '../../support/certificates.ts'
-import { at, GatewayWorld } from '../../support/gateway-world.ts'
+import { at, failures, GatewayWorld } from '../../support/gateway-world.ts'
 
 const log = silentLogger()
 let world: GatewayWorld
@@ -128,7 +128,10 @@ describe('the store', () => {
     await save()
     writeFileSync(path, earlier)
     const again = await restarted()
+    again.connected(NOW)
+    again.receive(world.snapshot(9, [certificate]), NOW)
     assert.equal(again.peerCount, 0)
+    assert.equal(failures(again)[certificate.serial], 'certificate_revoked')
   })
 
   test('grows by what happens and is written anew when it has grown', async () => {

@@ -24,13 +24,16 @@ export async function enroll(authority: Authority, request: EnrollRequest): Prom
   const claims = parseClaims(request.claims)
   const token = findToken(authority, claims, request.claims)
 
-  const spentBy = token.spent?.csrHash ?? authority.reservations.tokens.get(claims.jti)
-  if (spentBy !== undefined && spentBy !== csrHash) throw refuseUsedToken(authority, token)
   return await authority.reservations.once(csrHash, async () => {
-    if (token.spent) return await answerAgain(authority, token.spent.serial)
+    // The very CSR that spent the token: an answer was lost. No proof is asked, what comes back is a certificate for it.
+    if (token.spent?.csrHash === csrHash) return await answerAgain(authority, token.spent.serial)
     const now = authority.now()
     const challenge = authority.challenges.consume(request.challenge, sha256(request.claims), now)
-    const possession = verifyProofs(authority, { request, csr, claims, challenge })
+    const proofs = { request, csr, claims, challenge }
+    verifyToken(authority, proofs)
+    // After the MAC, because claims alone are no secret: an alarm means that somebody has the token itself.
+    if (token.spent || authority.reservations.tokens.has(claims.jti)) throw refuseUsedToken(authority, token)
+    const possession = verifyWireGuardKey(authority, proofs)
     const plan = planEnrollment(authority, { claims, token, csr, csrHash, possession })
     authority.reservations.tokens.set(claims.jti, csrHash)
     try {
@@ -92,22 +95,23 @@ interface Proofs {
   readonly challenge: HeldChallenge
 }
 
-/** Token and, where there is a WireGuard key, its possession. Returns whether possession was proven. */
-function verifyProofs(authority: Authority, { request, csr, claims, challenge }: Proofs): boolean {
-  const wireGuard = hasWireGuard(claims.role)
-  const wireGuardKey = wireGuard ? csr.wireGuardKey : undefined
-  if (wireGuard && wireGuardKey === undefined) {
-    throw new CertpeerError('bad_wireguard_key', `the CSR of a ${claims.role} must carry its WireGuard key`)
-  }
-  const fields = {
+/** What both proofs are made over. */
+function proofFields(authority: Authority, { csr, claims, challenge }: Proofs) {
+  return {
     trustDomain: authority.trustDomain,
     challengeId: challenge.id,
     spkiHash: sha256(csr.spki),
     credentialHash: challenge.credentialHash,
     profile: claims.profile,
   }
+}
+
+/** That whoever asks has the token's secret, for exactly this challenge, CSR key and WireGuard key. Throws token_invalid. */
+function verifyToken(authority: Authority, proofs: Proofs): void {
+  const { request, csr, claims, challenge } = proofs
+  const wireGuardKey = hasWireGuard(claims.role) ? csr.wireGuardKey : undefined
   const info = possessionInfo({
-    ...fields,
+    ...proofFields(authority, proofs),
     ephemeralKey: challenge.publicKey,
     wireGuardKey: wireGuardKey === undefined ? Buffer.alloc(0) : wireGuardKeyToBytes(wireGuardKey),
   })
@@ -115,7 +119,16 @@ function verifyProofs(authority: Authority, { request, csr, claims, challenge }:
   if (!tokenMacMatches(secret, info, Buffer.from(request.mac, 'base64url'))) {
     throw new CertpeerError('token_invalid', 'the request does not prove that it has the token')
   }
-  if (wireGuardKey === undefined) return false
+}
+
+/** Possession of the WireGuard key, where there is one. Returns whether it was proven. */
+function verifyWireGuardKey(authority: Authority, proofs: Proofs): boolean {
+  const { csr, claims, challenge } = proofs
+  if (!hasWireGuard(claims.role)) return false
+  const { wireGuardKey } = csr
+  if (wireGuardKey === undefined) {
+    throw new CertpeerError('bad_wireguard_key', `the CSR of a ${claims.role} must carry its WireGuard key`)
+  }
   if (csr.possession === undefined) {
     if (!claims.possession) return false
     throw new CertpeerError('bad_possession_proof', 'the CSR carries no proof of possession of its WireGuard key')
@@ -126,7 +139,7 @@ function verifyProofs(authority: Authority, { request, csr, claims, challenge }:
   verifyPossession({
     ephemeralPrivateKey: challenge.ephemeralPrivateKey,
     nonce: challenge.nonce,
-    fields,
+    fields: proofFields(authority, proofs),
     wireGuardKey,
     tag: csr.possession.tag,
   })

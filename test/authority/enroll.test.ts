@@ -90,11 +90,29 @@ test('a token used a second time with another CSR is refused and alarms once', a
   await refused(stage, await enrollmentRequest(stage, token, newKeys()), 'token_used')
   await refused(stage, await enrollmentRequest(stage, token, newKeys()), 'token_used')
   await stage.restart()
-  const alarms = stage.authority.ledger
-    .read(0, 1000)
-    .filter(({ payload }) => payload.toString().includes('"token-alarm"'))
-  assert.equal(alarms.length, 1)
+  assert.equal(countAlarms(stage), 1)
   await refused(stage, await enrollmentRequest(stage, token, newKeys()), 'token_used')
+})
+
+function countAlarms(stage: Stage): number {
+  const entries = stage.authority.ledger.read(0, 1000)
+  return entries.filter(({ payload }) => payload.toString().includes('"token-alarm"')).length
+}
+
+test('only who has the token itself raises its alarm: not the claims alone, nor a request seen before', async (t) => {
+  const stage = await newNetworkStage(t)
+  const token = await newToken(stage, { name: 'laptop' })
+  const spent = await enrollmentRequest(stage, token, newKeys())
+  await enroll(stage.authority, spent)
+  const other = await enrollmentRequest(stage, token, newKeys())
+  await refused(stage, { ...other, mac: randomBytes(32).toString('base64url') }, 'token_invalid')
+  await refused(stage, { ...other, mac: spent.mac, challenge: spent.challenge }, 'challenge_unknown')
+  await stage.restart()
+  assert.equal(countAlarms(stage), 0)
+  // The token without a key that could be proven is a stolen token all the same.
+  await refused(stage, await enrollmentRequest(stage, token, newKeys(), { withoutWireGuard: true }), 'token_used')
+  await stage.restart()
+  assert.equal(countAlarms(stage), 1)
 })
 
 test('two at once with one token: one wins', async (t) => {

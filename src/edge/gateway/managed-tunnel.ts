@@ -5,7 +5,7 @@ import type { Prefix } from '../../core/ipam/prefix.ts'
 import type { VerifiedNetworkDocument } from '../../core/messages/network-document.ts'
 import type { DeviceState, PeerChange } from '../../core/wireguard/types.ts'
 import type { Logger } from '../../platform/log.ts'
-import { isConfigured, openInterface } from '../tunnel/interface.ts'
+import { isConfigured, openInterface, removeInterface } from '../tunnel/interface.ts'
 import type { Backend, InterfaceSettings, TunnelInterface } from '../tunnel/interface.ts'
 import type { Run } from '../tunnel/wg.ts'
 import type { RepairableDevice } from './loop.ts'
@@ -27,6 +27,8 @@ export class ManagedTunnel implements RepairableDevice {
   #tunnel: TunnelInterface | undefined
   /** What was refused last time, so that it is told once and not at every look. */
   #refused: InterfaceSettings | undefined
+  /** Made or configured by us: one that was found and refused is somebody else's. */
+  #isOurs = false
 
   constructor(options: ManagedTunnelOptions) {
     this.#options = options
@@ -35,7 +37,9 @@ export class ManagedTunnel implements RepairableDevice {
   /** Opens and configures for the first time; a fault that only people can mend is thrown. */
   async start(): Promise<void> {
     const tunnel = await this.#open()
+    this.#isOurs = !tunnel.adopted
     await tunnel.configure(this.#options.settings())
+    this.#isOurs = true
   }
 
   async repair(): Promise<DeviceState> {
@@ -65,11 +69,14 @@ export class ManagedTunnel implements RepairableDevice {
     await (await this.#open()).device.apply(changes)
   }
 
-  /** Takes the interface away. */
+  /** Takes the interface away, also when it does not answer just now. */
   async remove(): Promise<void> {
-    const tunnel = this.#tunnel
-    this.#tunnel = undefined
-    await tunnel?.remove()
+    const { name, run } = this.#options
+    this.#tunnel?.close()
+    // Never opened: whatever has that name is not ours.
+    if (!this.#isOurs) return
+    await removeInterface(name, run)
+    this.#options.log.info({ interface: name }, 'interface removed')
   }
 
   async #open(): Promise<TunnelInterface> {

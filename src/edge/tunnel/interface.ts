@@ -87,9 +87,9 @@ export async function removeInterface(name: string, run: Run = runProgram): Prom
   requireName(name)
   await requireNetAdmin()
   const found = await findSettled(name, run)
-  if (found === undefined) return false
-  await removeLink(name, run)
-  return true
+  if (found !== undefined) await removeLink(name, run)
+  else await removeStaleSocket(name)
+  return found !== undefined
 }
 
 /** What is behind an interface of ours without touching it; undefined when there is no such interface here. */
@@ -260,13 +260,15 @@ async function removeLink(name: string, run: Run): Promise<void> {
     )
   }
   // wireguard-go ends by itself when its TUN device is gone; one that was killed before left its socket behind.
-  const socketPath = socketPathOf(name)
   const deadline = Date.now() + SETTLE_MS
-  while (existsSync(socketPath)) {
-    if (!(await isUapiAlive(socketPath))) await unlink(socketPath).catch(() => undefined)
-    else if (Date.now() >= deadline) return
-    else await sleep(20)
-  }
+  while (!(await removeStaleSocket(name)) && Date.now() < deadline) await sleep(20)
+}
+
+/** True when no socket is left; one that still answers is not touched. */
+async function removeStaleSocket(name: string): Promise<boolean> {
+  const socketPath = socketPathOf(name)
+  if (existsSync(socketPath) && !(await isUapiAlive(socketPath))) await unlink(socketPath).catch(() => undefined)
+  return !existsSync(socketPath)
 }
 
 function socketPathOf(name: string): string {

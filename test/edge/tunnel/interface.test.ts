@@ -14,6 +14,7 @@ import {
   openInterface,
   removeInterface,
   type InterfaceSettings,
+  type TunnelInterface,
 } from '../../../src/edge/tunnel/interface.ts'
 import { UAPI_DIRECTORY } from '../../../src/edge/tunnel/uapi.ts'
 import { silentLogger } from '../../../src/platform/log.ts'
@@ -177,10 +178,13 @@ describe('a tunnel interface', { skip: withoutWireGuard() }, () => {
   })
 
   test('a stale socket alone goes with the interface', async () => {
-    const tunnel = await open('uapi')
-    process.kill(findWireGuardGo(name), 'SIGKILL')
-    await tunnel.remove()
-    assert.equal(existsSync(join(UAPI_DIRECTORY, `${name}.sock`)), false)
+    for (const remove of [(tunnel: TunnelInterface) => tunnel.remove(), () => removeInterface(name, namespace.run)]) {
+      const tunnel = await open('uapi')
+      process.kill(findWireGuardGo(name), 'SIGKILL')
+      await remove(tunnel)
+      assert.equal(existsSync(join(UAPI_DIRECTORY, `${name}.sock`)), false)
+      tunnel.close()
+    }
   })
 
   test('wireguard-go has a session of its own and none of our files open', async () => {

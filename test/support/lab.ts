@@ -189,6 +189,8 @@ export class Lab implements AsyncDisposable {
           resolve({ code, stdout, stderr })
         },
       )
+      // Whoever ends before it has read its input is no fault of the test.
+      child.stdin?.on('error', () => undefined)
       child.stdin?.end(options.input ?? '')
     })
   }

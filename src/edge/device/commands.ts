@@ -13,9 +13,10 @@ import { enroll, renew } from '../enrollment.ts'
 import type { Enrolled } from '../enrollment.ts'
 import { findNetworkDocument } from '../network-documents.ts'
 import { renewalOpensAt } from '../renewal-window.ts'
-import { findKeptPeering, provision, withdraw } from './peer.ts'
-import type { Peering } from './peer.ts'
-import { bringDown, bringUp, DEFAULT_INTERFACE, readTunnel } from './tunnel.ts'
+import { findKeptPeering, findRevokedKeys, provision, withdraw } from './peer.ts'
+import type { PeerContext, Peering } from './peer.ts'
+import { checkRevocations, GatewayRevocations } from './revocations.ts'
+import { bringDown, bringUp, DEFAULT_INTERFACE, dropPeers, readTunnel } from './tunnel.ts'
 import type { TunnelPeerStatus } from './tunnel.ts'
 
 export interface DeviceOptions {
@@ -69,7 +70,10 @@ export async function deviceUp(options: DeviceOptions & { readonly interface?: s
   const own = await readFreshIdentity(dir, now, (error) => log.warn({ err: error }, 'not renewed yet'))
   requireDevice(own)
   const name = options.interface ?? own.credential.config.interface ?? DEFAULT_INTERFACE
-  const peering = await provisionOrKept(own, now, log)
+  const context = { own, revocations: await checkRevocations({ own, now, log }), now, log }
+  // Whatever the server answers now: a gateway that is revoked is no peer of ours from here on.
+  await dropRevoked(name, context)
+  const peering = await provisionOrKept(context)
   if (peering.gateways.length === 0) {
     throw new CertpeerError('unavailable', 'no gateway serves this network yet: start one, then try again')
   }
@@ -112,7 +116,8 @@ export async function deviceStatus(options: DeviceOptions): Promise<DeviceStatus
   const name = own.credential.config.interface ?? DEFAULT_INTERFACE
   const { root, oids, trustDomain } = own
   const document = await findNetworkDocument(dir, device, { root, oids, trustDomain, now: now() })
-  const kept = await findKeptPeering(own, now(), log)
+  const revocations = await GatewayRevocations.open({ own, now, log })
+  const kept = await findKeptPeering({ own, revocations, now, log })
   const names = new Map((kept?.gateways ?? []).map(({ facts }) => [facts.key as string, facts.name]))
   let tunnel: DeviceStatusReport['tunnel'] = 'unknown'
   let peers: readonly TunnelPeerStatus[] = []
@@ -142,7 +147,8 @@ export async function deviceRenew(options: DeviceOptions): Promise<DeviceCertifi
   const name = enrolled.credential.config.interface
   if (name !== undefined && (await isUp(name, log))) {
     const own = await readOwnIdentity(dir, now())
-    await bringUp({ dir, interface: name, log }, await provision(own, now(), log))
+    const context = { own, revocations: await checkRevocations({ own, now, log }), now, log }
+    await bringUp({ dir, interface: name, log }, await provision(context))
   }
   return describeEnrolled(enrolled, now)
 }
@@ -158,16 +164,22 @@ export function requireDevice(own: OwnIdentity): DeviceFacts {
 }
 
 /** Asks the server; while it is away, what it said last time is good enough to come up with. */
-export async function provisionOrKept(own: OwnIdentity, now: Now, log: Logger): Promise<Peering> {
+export async function provisionOrKept(context: PeerContext): Promise<Peering> {
   try {
-    return await provision(own, now(), log)
+    return await provision(context)
   } catch (error) {
     if (errorCode(error) !== 'unavailable' && errorCode(error) !== 'timeout') throw error
-    const kept = await findKeptPeering(own, now(), log)
+    const kept = await findKeptPeering(context)
     if (kept === undefined || kept.gateways.length === 0) throw error
-    log.warn({ err: error }, 'server not reachable; using the gateways known from last time')
+    context.log.warn({ err: error }, 'server not reachable; using the gateways known from last time')
     return { ...kept, state: 'pending' }
   }
+}
+
+/** Takes gateways that are revoked by now off the interface, if there is one, without asking the server. */
+export async function dropRevoked(interfaceName: string, context: PeerContext): Promise<void> {
+  const dropped = await dropPeers(interfaceName, await findRevokedKeys(context), context.log)
+  if (dropped > 0) context.log.warn({ interface: interfaceName, dropped }, 'revoked gateway taken off the tunnel')
 }
 
 async function isUp(name: string, log: Logger): Promise<boolean> {

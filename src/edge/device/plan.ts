@@ -34,11 +34,14 @@ export interface GatewayTrust {
   readonly oids: CertpeerOids
   readonly trustDomain: string
   readonly now: Date
+  /** What this device has verified of revocations. */
+  readonly isRevoked: (gateway: Pick<GatewayFacts, 'issuerKeyId' | 'serial'>) => boolean
 }
 
 /**
- * Believes a hint only when its certificate verifies under the pinned root, is a gateway's, and serves this very
- * network. Throws certificate_untrusted, certificate_expired, bad_client_certificate or foreign_network.
+ * Believes a hint only when its certificate verifies under the pinned root, is a gateway's, serves this very network and
+ * is not revoked. Throws certificate_untrusted, certificate_expired, bad_client_certificate, foreign_network,
+ * certificate_revoked or key_conflict.
  */
 export function verifyGateway(hint: GatewayHint, device: DeviceFacts, trust: GatewayTrust): Gateway {
   const certificate = parseCertificate(pemToDer(hint.certificate))
@@ -48,6 +51,12 @@ export function verifyGateway(hint: GatewayHint, device: DeviceFacts, trust: Gat
   const own = networkKey(device.tenant, device.network)
   if (!facts.servedNetworks.includes(own)) {
     throw new CertpeerError('foreign_network', `gateway ${facts.name} is not certified for ${own}`)
+  }
+  if (trust.isRevoked(facts)) {
+    throw new CertpeerError(
+      'certificate_revoked',
+      `the certificate ${facts.serial} of gateway ${facts.name} is revoked`,
+    )
   }
   if (facts.key === device.key) {
     throw new CertpeerError('key_conflict', `gateway ${facts.name} is certified with our own WireGuard key`)

@@ -1,6 +1,7 @@
 /** Brings the interface to the plan: idempotent, never removes and re-adds a peer that stays. */
 import { join } from 'node:path'
 import { diffPeers } from '../../core/wireguard/diff.ts'
+import type { WireGuardKey } from '../../core/wireguard/key.ts'
 import type { PeerChange } from '../../core/wireguard/types.ts'
 import type { Logger } from '../../platform/log.ts'
 import { findInterface, isConfigured, openInterface, removeInterface } from '../tunnel/interface.ts'
@@ -33,6 +34,23 @@ export async function bringUp(options: TunnelOptions, peering: Peering): Promise
     }
     await applyDns(options.interface, plan.dns, log)
     return plan
+  } finally {
+    tunnel.close()
+  }
+}
+
+/** Takes peers off an interface that is there, whatever else is on it. Gives how many were on it. */
+export async function dropPeers(name: string, keys: ReadonlySet<WireGuardKey>, log: Logger): Promise<number> {
+  if (keys.size === 0) return 0
+  const tunnel = await findInterface(name, log)
+  if (tunnel === undefined) return 0
+  try {
+    const { peers } = await tunnel.device.read()
+    const present = [...keys].filter((key) => peers.has(key))
+    if (present.length > 0) {
+      await tunnel.device.apply(present.map((publicKey): PeerChange => ({ kind: 'remove', publicKey })))
+    }
+    return present.length
   } finally {
     tunnel.close()
   }

@@ -39,7 +39,7 @@ const devices = makeDeviceCa(root)
 const infrastructure = makeInfrastructureCa(root)
 const foreignRoot = makeRoot()
 const foreignInfrastructure = makeInfrastructureCa(foreignRoot)
-const trust = { root: root.certificate, oids: OIDS, trustDomain: TRUST_DOMAIN, now: NOW }
+const trust = { root: root.certificate, oids: OIDS, trustDomain: TRUST_DOMAIN, now: NOW, isRevoked: () => false }
 const key = (byte: number) => wireGuardKeyFromBytes(x25519PublicFromPrivate(Buffer.alloc(32, byte)))
 const device = readDevice(
   verifyCertificate({ certificate: makeDevice(devices), issuers: [devices.certificate], ...trust }),

@@ -1,20 +1,30 @@
 /** The authority's part of `up`: PKI on the first run, configuration and operator credential on every run. */
+import { randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
 import { initializePki } from '../../authority/pki-init.ts'
 import { issueCredential } from '../../authority/credential.ts'
 import { parsePrefix } from '../../core/ipam/prefix.ts'
 import type { Endpoints } from '../../core/messages/enrollment.ts'
-import { parseCertificate } from '../../core/x509/certificate.ts'
-import { pemToDerAll } from '../../core/x509/pem.ts'
-import { makePrivateDirectory, readTextFile, writeFileAtomic } from '../../platform/files.ts'
+import { parseCertificate, type Certificate } from '../../core/x509/certificate.ts'
+import { pemToDer } from '../../core/x509/pem.ts'
+import { mergeConfig } from '../../platform/config/config-file.ts'
+import {
+  hasCredential,
+  readCredential,
+  updateCredentialConfig,
+  type CredentialConfig,
+} from '../../platform/credentials.ts'
+import { makePrivateDirectory, writeFileAtomic } from '../../platform/files.ts'
 import type { Logger } from '../../platform/log.ts'
 import type { StatePaths } from './options.ts'
 import type { LocalState } from './state-dir.ts'
-import { randomBytes } from 'node:crypto'
 
 export const LOCAL_TENANT = 'default'
 export const LOCAL_OPERATOR = 'admin'
+/** A credential that ends sooner is made anew at start. */
+const MIN_LIFE_MS = 3_600_000
 
 /** Makes root, issuing CAs and ledger on the first run; true when it did. Their blocks are the network's addresses. */
 export async function ensurePki(paths: StatePaths, state: LocalState, log: Logger): Promise<boolean> {
@@ -41,35 +51,44 @@ async function ensureFrontSecret(paths: StatePaths): Promise<void> {
 
 export async function writeAuthorityConfig(paths: StatePaths, endpoints: Endpoints): Promise<void> {
   await ensureFrontSecret(paths)
-  const config = {
+  await mergeConfig(join(paths.ca, 'config.json'), {
     runDir: paths.run,
     frontSecretFile: paths.frontSecret,
     databaseUrlFile: paths.caDatabaseUrl,
     endpoints,
-  }
-  await writeFileAtomic(join(paths.ca, 'config.json'), `${JSON.stringify(config, null, 2)}\n`, { mode: 0o600 })
+  })
 }
 
-/** The first operator-admin; made anew when it expired or when the listeners moved. */
+/** The first operator-admin: made anew when it ends, told when the listeners moved. */
 export async function ensureOperatorCredential(
   paths: StatePaths,
-  options: { endpoints: Endpoints; state: LocalState; renew: boolean; log: Logger },
+  { endpoints, log }: { endpoints: Endpoints; log: Logger },
 ): Promise<void> {
-  if (!options.renew && (await isCurrent(paths.operator))) return
+  const { operator } = paths
+  if ((await findCurrent(operator)) !== undefined) {
+    await updateConfig(operator, endpoints)
+    return
+  }
   await issueCredential({
     caDir: paths.ca,
     role: 'operator-admin',
     name: LOCAL_OPERATOR,
-    out: paths.operator,
-    endpoints: options.endpoints,
-    log: options.log,
+    out: operator,
+    endpoints,
+    log,
   })
 }
 
-/** True while the directory's certificate has at least an hour to live. */
-export async function isCurrent(dir: string): Promise<boolean> {
-  const path = join(dir, 'certificate.pem')
-  if (!existsSync(path)) return false
-  const [leaf] = pemToDerAll(await readTextFile(path, 'certificate'))
-  return leaf !== undefined && parseCertificate(leaf).notAfter.getTime() > Date.now() + 3_600_000
+/** Settings of a credential directory. Compared with what the directory says and not with the last run, which may have been killed half-way. */
+export async function updateConfig(dir: string, wanted: Partial<CredentialConfig>): Promise<void> {
+  const { config } = await readCredential(dir)
+  const changed = { ...config, ...wanted }
+  if (!isDeepStrictEqual(changed, config)) await updateCredentialConfig(dir, wanted)
+}
+
+/** The directory's certificate while it has at least an hour to live. */
+export async function findCurrent(dir: string): Promise<Certificate | undefined> {
+  if (!hasCredential(dir)) return undefined
+  const certificate = parseCertificate(pemToDer((await readCredential(dir)).certificate))
+  return certificate.notAfter.getTime() > Date.now() + MIN_LIFE_MS ? certificate : undefined
 }

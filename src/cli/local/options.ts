@@ -2,6 +2,7 @@
 import { isIP } from 'node:net'
 import { join, resolve } from 'node:path'
 import { CertpeerError } from '../../core/errors.ts'
+import { formatPrefix, parsePrefix } from '../../core/ipam/prefix.ts'
 import type { Endpoints } from '../../core/messages/enrollment.ts'
 
 export interface UpArguments {
@@ -23,7 +24,8 @@ export interface UpOptions {
   /** The host in every URL and endpoint: --hostname, else the address that is listened on. */
   readonly host: string
   readonly hostname: string | undefined
-  readonly network: string | undefined
+  /** --network: at most one prefix a family. */
+  readonly pools: readonly string[] | undefined
   readonly interface: string
   readonly wireguardPort: number
   readonly gateway: boolean
@@ -57,7 +59,7 @@ export function parseUpOptions(args: UpArguments): UpOptions {
     listen: args.listen,
     host: args.hostname ?? args.listen,
     hostname: args.hostname,
-    network: args.network,
+    pools: args.network === undefined ? undefined : parsePools(args.network),
     interface: args.interface,
     wireguardPort,
     gateway: args.gateway,
@@ -112,6 +114,19 @@ export function statePaths(stateDir: string) {
   } as const
 }
 export type StatePaths = ReturnType<typeof statePaths>
+
+function parsePools(text: string): string[] {
+  try {
+    const pools = text.split(',').map((part) => parsePrefix(part.trim()))
+    if (pools.length > 2 || (pools.length === 2 && pools[0]?.family === pools[1]?.family)) {
+      throw new CertpeerError('usage', 'one prefix an address family')
+    }
+    return pools.map(formatPrefix)
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : ''
+    throw usage(`--network takes CIDR[,CIDR6], for example 10.88.0.0/16,fd00:88::/64: ${reason}`)
+  }
+}
 
 function parsePort(text: string, option: string): number {
   const port = /^[0-9]{1,5}$/.test(text) ? Number(text) : 0

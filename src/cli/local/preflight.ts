@@ -57,9 +57,11 @@ export function checkGatewayPrivileges(): void {
   }
 }
 
-export async function checkPortsFree(options: UpOptions): Promise<void> {
+/** `ownUdpPort` is held by an interface that our own gateway left behind and will take over again. */
+export async function checkPortsFree(options: UpOptions, ownUdpPort?: number): Promise<void> {
   for (const [name, port] of Object.entries(options.ports)) await checkTcpPort(options.listen, port, name)
-  if (options.gateway) await checkUdpPort(options.wireguardPort, isIPv6(options.listen))
+  if (!options.gateway || options.wireguardPort === ownUdpPort) return
+  await checkUdpPort(options.wireguardPort, isIPv6(options.listen))
 }
 
 export async function isTcpPortFree(host: string, port: number): Promise<boolean> {

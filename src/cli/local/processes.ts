@@ -1,7 +1,7 @@
 /** How `up` starts certpeer's own roles, and how it knows that they are ready. */
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
-import { CertpeerError } from '../../core/errors.ts'
+import { CertpeerError, errorCode, type ErrorCode } from '../../core/errors.ts'
 import { ApiClient } from '../../platform/api-client/client.ts'
 import { sleep } from '../../platform/lifecycle.ts'
 import { packageRoot } from '../../platform/package-root.ts'
@@ -9,6 +9,7 @@ import type { ChildSpec } from './supervisor.ts'
 
 const READY_TIMEOUT_MS = 60_000
 const POLL_MS = 25
+const RETRY_MS = 250
 
 export function certpeerChild(name: string, args: readonly string[]): ChildSpec {
   const program = join(packageRoot(), 'dist', 'src', 'bin', 'certpeer.js')
@@ -47,4 +48,26 @@ export async function waitUntil(ready: () => Promise<boolean>, name: string, sig
     }
     await sleep(POLL_MS, signal)
   }
+}
+
+/** What a service answers that is only just starting, or starting again. */
+const PASSING: readonly ErrorCode[] = ['unavailable', 'timeout', 'revocation_unknown']
+
+/** Tries again for a minute while the answer is one that passes; returns early when `signal` aborts. */
+export async function persistently(act: () => Promise<unknown>, signal: AbortSignal): Promise<void> {
+  const deadline = Date.now() + READY_TIMEOUT_MS
+  while (!signal.aborted) {
+    try {
+      await act()
+      return
+    } catch (error) {
+      if (!PASSING.includes(errorCode(error)) || Date.now() > deadline) throw error
+    }
+    await sleep(RETRY_MS, signal)
+  }
+}
+
+/** For polls: no answer yet is none, and any other failure is one. */
+export function nothingYet(error: unknown): undefined {
+  if (!PASSING.includes(errorCode(error))) throw error
 }

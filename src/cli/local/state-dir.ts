@@ -1,7 +1,9 @@
 /** The state directory of `certpeer up`: made once, locked while it runs, resumed by the next run. */
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { CertpeerError } from '../../core/errors.ts'
+import { formatPrefix, parsePrefix } from '../../core/ipam/prefix.ts'
 import { lockDirectory, writeFileAtomic } from '../../platform/files.ts'
 import { statePaths, type StatePaths, type UpOptions } from './options.ts'
 
@@ -21,7 +23,7 @@ export interface LocalState {
 
 export interface OpenState {
   readonly paths: StatePaths
-  /** Undefined on the first run: nothing is fixed until the first run has got through. */
+  /** Undefined until a run has made the PKI. */
   readonly previous: LocalState | undefined
   release(): Promise<void>
 }
@@ -42,7 +44,8 @@ export async function openStateDir(options: UpOptions): Promise<OpenState> {
   const lock = await takeLock(options.stateDir)
   return {
     paths,
-    previous: existsSync(paths.state) ? readState(paths.state) : undefined,
+    // Written before the PKI is made: without a PKI nothing holds anybody to it yet.
+    previous: existsSync(join(paths.ca, 'authority.json')) ? readState(paths.state) : undefined,
     release: () => lock.release(),
   }
 }
@@ -52,17 +55,16 @@ export async function writeState(paths: StatePaths, state: LocalState): Promise<
 }
 
 /** Default addresses: 10.88.0.0/16, a random ULA /64 (RFC 4193 section 3.2.2) and another one for key addresses. */
-export function defaultNetwork(network: string | undefined): { pools: string[]; keyPrefix: string } {
+export function defaultNetwork(given: readonly string[] | undefined): { pools: string[]; keyPrefix: string } {
   const ula = randomBytes(5).toString('hex')
   const site = `fd${ula.slice(0, 2)}:${ula.slice(2, 6)}:${ula.slice(6, 10)}`
-  const pools = network?.split(',').map((part) => part.trim()) ?? ['10.88.0.0/16', canonicalV6(`${site}:1::/64`)]
+  const pools = given ?? ['10.88.0.0/16', `${site}:1::/64`]
   // Not the pool's neighbour: an address block holds prefixes and no ranges (RFC 3779 section 2.2.3.6).
-  return { pools, keyPrefix: canonicalV6(`${site}:ff::/64`) }
+  return { pools: pools.map(canonical), keyPrefix: canonical(`${site}:ff::/64`) }
 }
 
-/** Leading zeroes of a group are dropped (RFC 5952 section 4.1). */
-function canonicalV6(prefix: string): string {
-  return prefix.replace(/(^|:)0{1,3}(?=[0-9a-f])/g, '$1')
+function canonical(prefix: string): string {
+  return formatPrefix(parsePrefix(prefix))
 }
 
 function readState(path: string): LocalState {

@@ -2,19 +2,23 @@
  * `certpeer up`: everything on one machine. Order: lock, PKI, PostgreSQL, migrations, operator credential, ca, front and
  * nginx, server, network document, gateway. Whatever was started is stopped again, in reverse, however it ends.
  */
-import { CertpeerError } from '../../core/errors.ts'
+import { CertpeerError, errorCode } from '../../core/errors.ts'
+import { parseMessage } from '../../core/messages/common.ts'
 import type { Endpoints } from '../../core/messages/enrollment.ts'
+import { networkSettingsSchema } from '../../core/messages/network.ts'
+import { readNetworkSettings } from '../../core/policy/network.ts'
 import { aborted } from '../../platform/lifecycle.ts'
-import { createLogger } from '../../platform/log.ts'
+import { createLogger, type Logger } from '../../platform/log.ts'
 import { startPostgres } from './postgres.ts'
 import { endpointsOf, gatewayEndpoint, parseUpOptions, type UpArguments, type UpOptions } from './options.ts'
 import { checkGatewayPrivileges, checkPortsFree, checkSocketPaths, requireProgram } from './preflight.ts'
 import { defaultNetwork, openStateDir, writeState, type LocalState, type OpenState } from './state-dir.ts'
 import { Supervisor } from './supervisor.ts'
-import { ensurePki, ensureOperatorCredential, writeAuthorityConfig } from './authority.ts'
+import { ensurePki, ensureOperatorCredential, LOCAL_TENANT, writeAuthorityConfig } from './authority.ts'
 import { startFront, writeServerConfig } from './edges.ts'
-import { ensureNetwork } from './network.ts'
+import { ensureNetwork, LOCAL_NETWORK } from './network.ts'
 import { ensureGateway, type LocalGateway } from './gateway.ts'
+import { endLeftovers, findLeftInterface, removeLeftInterface } from './leftovers.ts'
 import { certpeerChild, waitForSocket } from './processes.ts'
 
 /** What `--json` prints when ready: the contract of scripts built on `up`. */
@@ -46,55 +50,77 @@ export async function runUp(args: UpArguments, io: UpIo, signal: AbortSignal): P
     checkGatewayPrivileges()
   }
   const state = await openStateDir(options)
-  const supervisor = new Supervisor(state.paths.log, io.say)
+  const { paths } = state
+  const log = createLogger({ name: 'up', destination: { file: `${paths.log}/up.log` } })
+  const supervisor = new Supervisor(paths.log, io.say)
+  const givenUp = new AbortController()
+  supervisor.failed.catch(() => givenUp.abort())
+  const either = AbortSignal.any([signal, givenUp.signal])
+  const starting = start({ options, state, supervisor, io, log, signal: either })
   try {
-    const report = await Promise.race([start(options, state, supervisor, io, signal), supervisor.failed])
+    const report = await Promise.race([starting, supervisor.failed])
     if (report) {
       io.print(options.json ? JSON.stringify(report) : whatNext(report))
       await Promise.race([aborted(signal), supervisor.failed])
       io.say('stopping')
     }
+  } catch (error) {
+    // What fails because it is to stop is no failure.
+    if (!signal.aborted) throw error
   } finally {
+    givenUp.abort()
     await supervisor.stop()
+    // It may be in the middle of a step, and must not start anything more.
+    await starting.catch(() => undefined)
+    // An agent that was killed and not yet started again could not take its interface along.
+    if (options.gateway) await removeLeftInterface(paths, log).catch((error: unknown) => log.error({ err: error }))
     await state.release()
   }
 }
 
+interface Start {
+  readonly options: UpOptions
+  readonly state: OpenState
+  readonly supervisor: Supervisor
+  readonly io: UpIo
+  readonly log: Logger
+  readonly signal: AbortSignal
+}
+
 /** Starts all parts in order; undefined when it was told to stop on the way. */
-async function start(
-  options: UpOptions,
-  opened: OpenState,
-  supervisor: Supervisor,
-  io: UpIo,
-  signal: AbortSignal,
-): Promise<ReadyReport | undefined> {
+async function start({ options, state: opened, supervisor, io, log, signal }: Start): Promise<ReadyReport | undefined> {
   const { paths } = opened
   // A function, because it changes while this one waits.
   const stopped = () => signal.aborted
   const endpoints = endpointsOf(options)
   const state = resolveState(options, opened.previous)
-  await checkPortsFree(options)
-  const log = createLogger({ name: 'up', destination: { file: `${paths.log}/up.log` } })
+  await endLeftovers(paths)
+  const left = await findLeftInterface(paths, log)
+  if (left !== undefined && !options.gateway) await removeLeftInterface(paths, log)
+  await checkPortsFree(options, left?.listenPort)
+  if (stopped()) return undefined
 
+  // First, because the PKI is made for this network's addresses: a run that is killed between the two starts anew.
+  await writeState(paths, state)
   const firstRun = await ensurePki(paths, state, log)
   if (firstRun) io.say(`made a root CA and issuing CAs in ${paths.root} and ${paths.ca}`)
-  await writeState(paths, state)
 
   io.say(process.env['DATABASE_URL'] === undefined ? 'starting PostgreSQL' : 'using the database of DATABASE_URL')
   await startPostgres(paths, supervisor, log, signal)
   if (stopped()) return undefined
 
   await writeAuthorityConfig(paths, endpoints)
-  const moved = opened.previous !== undefined && !sameAddresses(opened.previous, state)
-  await ensureOperatorCredential(paths, { endpoints, state, renew: moved, log })
+  await ensureOperatorCredential(paths, { endpoints, log })
   if (stopped()) return undefined
 
   io.say('starting the authority')
   supervisor.start(certpeerChild('ca', ['ca', '--dir', paths.ca]))
   await waitForSocket(`${paths.run}/ca-enroll.sock`, 'ca', signal)
+  if (stopped()) return undefined
 
   io.say('starting nginx')
-  await startFront(paths, { options, endpoints, state, renew: moved, log, supervisor, signal })
+  await startFront(paths, { options, endpoints, state, log, supervisor, signal })
+  if (stopped()) return undefined
 
   io.say('starting the server')
   await writeServerConfig(paths, state)
@@ -102,12 +128,14 @@ async function start(
   await waitForSocket(`${paths.run}/server-api.sock`, 'server', signal)
   if (stopped()) return undefined
 
-  await ensureNetwork(paths, state)
+  await ensureNetwork(paths, state, signal)
   let gateway: LocalGateway | null = null
-  if (options.gateway) {
+  if (options.gateway && !stopped()) {
     io.say('starting the gateway')
-    gateway = await ensureGateway(paths, { options, endpoint: gatewayEndpoint(options), moved, supervisor, signal })
+    const endpoint = gatewayEndpoint(options)
+    gateway = await ensureGateway(paths, { options, endpoint, endpoints, log, supervisor, signal })
   }
+  if (stopped()) return undefined
   return {
     ...endpoints,
     rootCertificate: paths.rootCertificate,
@@ -119,12 +147,14 @@ async function start(
 
 /** What the first run fixed stays; where it listens follows the options. */
 function resolveState(options: UpOptions, previous: LocalState | undefined): LocalState {
-  const { host, listen, basePort } = options
+  const { host, listen, basePort, pools } = options
   if (previous === undefined) {
     const base = { version: 1, trustDomain: DEFAULT_TRUST_DOMAIN, pen: DEFAULT_PEN } as const
-    return { ...base, ...defaultNetwork(options.network), host, listen, basePort }
+    const network = defaultNetwork(pools)
+    checkNetwork(network)
+    return { ...base, ...network, host, listen, basePort }
   }
-  if (options.network !== undefined && options.network !== previous.pools.join(',')) {
+  if (pools !== undefined && pools.join(',') !== previous.pools.join(',')) {
     throw new CertpeerError(
       'config_invalid',
       `the network was fixed as ${previous.pools.join(',')} on the first run; leave --network out, or choose a new --state-dir`,
@@ -133,8 +163,15 @@ function resolveState(options: UpOptions, previous: LocalState | undefined): Loc
   return { ...previous, host, listen, basePort }
 }
 
-function sameAddresses(a: LocalState, b: LocalState): boolean {
-  return a.host === b.host && a.listen === b.listen && a.basePort === b.basePort
+/** Before a CA is made for these addresses: afterwards they cannot be changed any more. */
+function checkNetwork({ pools, keyPrefix }: Pick<LocalState, 'pools' | 'keyPrefix'>): void {
+  const asked = { tenant: LOCAL_TENANT, network: LOCAL_NETWORK, pools, keyPrefix }
+  try {
+    readNetworkSettings(parseMessage(networkSettingsSchema, asked, '--network'))
+  } catch (error) {
+    if (errorCode(error) !== 'network_document_invalid' || !(error instanceof Error)) throw error
+    throw new CertpeerError('usage', `--network: ${error.message}`, { cause: error })
+  }
 }
 
 function whatNext(report: ReadyReport): string {

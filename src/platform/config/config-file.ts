@@ -1,7 +1,8 @@
 /** Configuration: one JSON file per process, read once, every fault told at once, frozen. */
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import type { z } from 'zod'
 import { CertpeerError } from '../../core/errors.ts'
+import { writeFileAtomic } from '../files.ts'
 
 /**
  * Reads and checks a configuration file. Throws config_invalid naming the file and every fault in it; a value that is
@@ -15,6 +16,18 @@ export function readConfig<S extends z.ZodType>(schema: S, file: string): z.outp
     return `  ${path === '' ? '' : `${path}: `}${issue.message}`
   })
   throw new CertpeerError('config_invalid', `${file} has ${faults.length} fault(s):\n${faults.join('\n')}`)
+}
+
+/**
+ * Writes what a program decides into a configuration file; settings that somebody added by hand stay. Throws
+ * config_invalid when the file that is there cannot be read.
+ */
+export async function mergeConfig(file: string, decided: Readonly<Record<string, unknown>>): Promise<void> {
+  const former = existsSync(file) ? readJson(file) : {}
+  if (typeof former !== 'object' || former === null || Array.isArray(former)) {
+    throw new CertpeerError('config_invalid', `${file} is not a JSON object; mend it, or delete it to start anew`)
+  }
+  await writeFileAtomic(file, `${JSON.stringify({ ...former, ...decided }, null, 2)}\n`, { mode: 0o600 })
 }
 
 /** An unknown `CERTPEER_…` variable is a misspelt one: throws config_invalid naming all of them. */

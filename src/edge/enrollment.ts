@@ -110,8 +110,9 @@ export async function enroll(options: EnrollOptions): Promise<Enrolled> {
   try {
     body = await sendAgain(api, '/v1/certificates', pending.request, signal)
   } catch (error) {
-    // The authority has forgotten the kept request's challenge, and it looks for a spent token first: nothing was issued.
-    if (left === undefined || errorCode(error) !== 'challenge_unknown') throw error
+    // The authority has forgotten the challenge (it was started again, or the request was kept for long), and it looks
+    // for a spent token first: nothing was issued.
+    if (errorCode(error) !== 'challenge_unknown') throw error
     pending = await prepare()
     body = await sendAgain(api, '/v1/certificates', pending.request, signal)
   }
@@ -176,8 +177,15 @@ export async function renew({ dir, now = systemNow, source, signal }: RenewOptio
     ...(source?.headers === undefined ? {} : { headers: source.headers }),
   })
 
-  const request = await prepareRenewal({ api, pinned, current, keys, profile: config.role })
-  const body = await sendAgain(api, '/v1/certificates/renew', request, signal)
+  const send = async () => {
+    const request = await prepareRenewal({ api, pinned, current, keys, profile: config.role })
+    return sendAgain(api, '/v1/certificates/renew', request, signal)
+  }
+  const body = await send().catch((error: unknown) => {
+    // The authority was started again since it made the challenge.
+    if (errorCode(error) !== 'challenge_unknown') throw error
+    return send()
+  })
   const answer = parseMessage(certificateAnswerSchema, body, 'certificate answer')
   const verified = verifyAnswer(answer, keys, pinned, now())
   const [uri] = verified.certificate.sanUris

@@ -71,6 +71,18 @@ test('after expiry a certificate is renewed for as long as the network allows', 
   await assert.rejects(renewDevice(stage, second), { code: 'certificate_expired' })
 })
 
+for (const seconds of [30, 60, 300, 86_400]) {
+  test(`a certificate of ${seconds} s is not born in the last third of its life`, async (t) => {
+    const stage = await newNetworkStage(t, {}, { lifetimes: { device: seconds } })
+    const { certificate } = await enrollDevice(stage, 'laptop')
+    const now = stage.clock.now().getTime()
+    const lifeMs = certificate.notAfter.getTime() - certificate.notBefore.getTime()
+    const share = (now - certificate.notBefore.getTime()) / lifeMs
+    assert.ok(share >= 0 && share < 0.1, `${share} of it are over`)
+    assert.equal(certificate.notAfter.getTime() - now, seconds * 1000)
+  })
+}
+
 test('an address that went to another after quarantine is replaced, not shared', async (t) => {
   const stage = await newNetworkStage(
     t,

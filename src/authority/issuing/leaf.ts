@@ -198,7 +198,9 @@ function validityOf(authority: Authority, plan: LeafPlan, issuerEnds: Date): { n
   const profile = authority.profiles[plan.role]
   const now = Math.floor(authority.now().getTime() / 1000) * 1000
   const newest = newestOf(authority.state.identities.get(plan.uri))
-  const notBefore = Math.max(now - profile.backdateSeconds * 1000, newest + 1000)
+  // A tenth of the lifetime at most: renewal begins in the last third, and a certificate must not be born in it.
+  const backdateSeconds = Math.min(profile.backdateSeconds, Math.floor(profile.lifetimeSeconds / 10))
+  const notBefore = Math.max(now - backdateSeconds * 1000, newest + 1000)
   if (notBefore > now) {
     throw new CertpeerError(
       'rate_limited',

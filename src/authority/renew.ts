@@ -5,7 +5,7 @@
  */
 import { verify } from 'node:crypto'
 import { CertpeerError } from '../core/errors.ts'
-import type { Role } from '../core/messages/common.ts'
+import { ROLES, type Role } from '../core/messages/common.ts'
 import type { CertificateAnswer, RenewRequest } from '../core/messages/enrollment.ts'
 import { wireGuardKeyToBytes, type WireGuardKey } from '../core/wireguard/key.ts'
 import { possessionInfo, renewalMessage, verifyPossession } from '../core/wireguard/possession.ts'
@@ -23,6 +23,8 @@ import type { IdentityRecord, NetworkRecord } from './state.ts'
 
 /** For identities without a network whose document would say. */
 const RENEW_AFTER_EXPIRY_SECONDS = 2_592_000
+/** Everybody but the authority, which renews its own certificate and no stranger with its key. */
+const RENEWABLE_ROLES = ROLES.filter((role) => role !== 'authority')
 
 export async function renew(authority: Authority, request: RenewRequest): Promise<CertificateAnswer> {
   const csr = parseCsr(request.csr, authority.oids)
@@ -89,6 +91,7 @@ function verifyRenewal(authority: Authority, shown: Shown): Renewal {
     root: authority.root,
     // Expiry has its own rule below; whether the chain held is asked for an instant when it should have.
     now: now > current.notAfter ? current.notAfter : now,
+    roles: RENEWABLE_ROLES,
     oids: authority.oids,
     trustDomain: authority.trustDomain,
   })
@@ -136,7 +139,29 @@ function requireRenewable(authority: Authority, current: Certificate, uri: strin
       `certificate ${current.serial} is from before ${identity.name} enrolled anew`,
     )
   }
+  if (!isOfNewestKey(authority, current, identity)) {
+    throw new CertpeerError(
+      'older_certificate',
+      `certificate ${current.serial} has a key that ${identity.name} has left behind with a later renewal`,
+    )
+  }
   return identity
+}
+
+/**
+ * True for the newest certificate, for an older one with the same key, and, because an answer may have been lost, for
+ * the one that was shown to get the newest and whatever else it was shown for. A key that a renewal left behind says
+ * nothing any more, however long its certificate could be renewed, nor does anything else that stood beside it: role,
+ * names, addresses.
+ */
+function isOfNewestKey({ state }: Authority, shown: Certificate, identity: IdentityRecord): boolean {
+  if (shown.serial === identity.current) return true
+  const newest = state.certificates.get(identity.current)
+  if (!newest) return false
+  // Nothing else in a TBSCertificate of ours has the form of a public key.
+  if (newest.tbs.includes(shown.spki)) return true
+  if (newest.renewed === undefined) return false
+  return shown.serial === newest.renewed || state.certificates.get(shown.serial)?.renewed === newest.renewed
 }
 
 function requireNotTooLate(current: Certificate, networks: readonly NetworkRecord[], now: Date): void {

@@ -50,6 +50,8 @@ export interface CertificateRecord {
   readonly notBefore: Date
   readonly notAfter: Date
   readonly csrHash: string | undefined
+  /** The certificate that was shown to get this one. */
+  readonly renewed: Serial | undefined
   readonly ledgerIndex: number
   /** Undefined until the follow-up entry: the process may have died between commit and signature. */
   signature: Buffer | undefined
@@ -87,6 +89,8 @@ export interface TokenRecord {
   readonly jti: string
   readonly claimsHash: string
   readonly nameKey: string
+  /** Identity of the operator who had it made. */
+  readonly operator: string
   readonly expiresAt: Date
   readonly ledgerIndex: number
   spent: { readonly csrHash: string; readonly serial: Serial } | undefined
@@ -291,6 +295,7 @@ export class LedgerState {
       jti: entry.jti,
       claimsHash: entry.claimsHash,
       nameKey: nameKeyOf({ role: entry.role, tenant: entry.tenant, network: entry.networks[0], name: entry.name }),
+      operator: entry.operator,
       expiresAt: new Date(entry.expiresAt),
       ledgerIndex: index,
       spent: undefined,
@@ -320,6 +325,7 @@ export class LedgerState {
       notBefore: new Date(entry.notBefore),
       notAfter: new Date(entry.notAfter),
       csrHash: entry.csrHash,
+      renewed: entry.renewed,
       ledgerIndex: index,
       signature: undefined,
       revoked: undefined,
@@ -380,9 +386,10 @@ export class LedgerState {
     if (record.key !== undefined) extend(this.keys, record.key, record.uri, until)
     for (const address of record.addresses) {
       const prefix = parsePrefix(address)
-      for (const name of record.networks) {
-        const network = this.networks.get(name)
-        if (!network || !ownsAddress(network, prefix)) continue
+      const networks = record.networks.flatMap((name) => this.networks.get(name) ?? [])
+      const owners = networks.filter((network) => ownsAddress(network, prefix))
+      // None owns it when a new document moved the pool away while the certificate was being written: it is held anyway.
+      for (const network of owners.length > 0 ? owners : networks) {
         extend(network.holds, address, record.uri, until)
         for (const pool of network.pools) pool.hold(prefix)
       }
@@ -461,6 +468,11 @@ export function nameKeyOf(of: {
     default:
       return `operator/${of.tenant ?? ''}/${of.name}`
   }
+}
+
+/** What a gateway of the network is certified for. */
+export function servedPrefixes(network: NetworkRecord): Prefix[] {
+  return [...network.poolPrefixes, network.keyPrefix, ...network.routes]
 }
 
 function ownsAddress(network: NetworkRecord, address: Prefix): boolean {

@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict'
-import { generateKeyPairSync } from 'node:crypto'
+import { createPrivateKey, createPublicKey, generateKeyPairSync } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { test } from 'node:test'
+import { ensureAuthorityCertificate } from '../../src/authority/authority-certificate.ts'
 import { renew } from '../../src/authority/renew.ts'
 import { enroll } from '../../src/authority/enroll.ts'
 import { revoke } from '../../src/authority/revoke.ts'
@@ -210,4 +213,46 @@ test('a larger pool, applied while devices live, keeps their addresses', async (
   assert.deepEqual(renewed.certificate.addressBlocks, enrolled.certificate.addressBlocks)
   const other = await enrollDevice(stage, 'phone')
   assert.notDeepEqual(other.certificate.addressBlocks?.[0], enrolled.certificate.addressBlocks?.[0])
+})
+
+test('a key that a renewal left behind renews nothing; the newest key does, also with an older certificate', async (t) => {
+  const stage = await newNetworkStage(t)
+  const first = await enrollDevice(stage, 'laptop')
+  const second = await renewDevice(stage, first, { newKeys: newKeys() })
+  const third = await renewDevice(stage, second, { newKeys: newKeys() })
+  await assert.rejects(renewDevice(stage, first), { code: 'older_certificate' })
+  await stage.restart()
+  await assert.rejects(renewDevice(stage, first), { code: 'older_certificate' })
+  const fourth = await renewDevice(stage, third)
+  // What a backup of the directory holds: yesterday's certificate, today's key.
+  const fifth = await renewDevice(stage, third)
+  assert.ok(fifth.certificate.notBefore > fourth.certificate.notBefore)
+  await assert.rejects(renewDevice(stage, second), { code: 'older_certificate' })
+})
+
+test('answers that were lost cost nobody the identity', async (t) => {
+  const stage = await newNetworkStage(t, {}, { lifetimes: { device: 60 } })
+  const first = await enrollDevice(stage, 'laptop')
+  const lost = await renewDevice(stage, first, { newKeys: newKeys() })
+  const late = await renewDevice(stage, first, { newKeys: newKeys() })
+  // The one that was thought lost came after all, and was kept.
+  await renewDevice(stage, lost)
+  await assert.rejects(renewDevice(stage, late), { code: 'older_certificate' })
+  // Long after its end, when its record is forgotten, the one before the newest still counts.
+  const phone = await enrollDevice(stage, 'phone')
+  await renewDevice(stage, phone, { newKeys: newKeys() })
+  stage.clock.advance(7200)
+  stage.authority.state.sweep(stage.clock.now())
+  assert.equal(stage.authority.state.certificates.has(phone.certificate.serial), false)
+  await renewDevice(stage, phone, { newKeys: newKeys() })
+})
+
+test("the authority's own certificate is renewed by the authority alone", async (t) => {
+  const stage = await newNetworkStage(t)
+  const { certificate } = await ensureAuthorityCertificate(stage.authority)
+  const privateKey = createPrivateKey(readFileSync(join(stage.dir, 'keys', 'authority.key')))
+  const keys = { ...newKeys(), tls: { privateKey, publicKey: createPublicKey(privateKey) } }
+  const stolen = { certificate, keys }
+  const options = { profile: 'authority', withoutWireGuard: true, newKeys: newKeys() }
+  await assert.rejects(renewDevice(stage, stolen, options), { code: 'bad_client_certificate' })
 })

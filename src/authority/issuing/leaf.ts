@@ -10,7 +10,7 @@ import type { Role } from '../../core/messages/common.ts'
 import type { WireGuardKey } from '../../core/wireguard/key.ts'
 import type { Serial } from '../../core/x509/serial.ts'
 import { getDeviceIssuer, getInfrastructureIssuer, type Authority } from '../authority.ts'
-import { nameKeyOf, type IdentityRecord, type NetworkRecord } from '../state.ts'
+import { nameKeyOf, servedPrefixes, type IdentityRecord, type NetworkRecord } from '../state.ts'
 import { issue, prepareLeaf, type IssuedCertificate } from './issue.ts'
 import type { CertificateFacts } from './prepare.ts'
 
@@ -183,7 +183,7 @@ function namesAndBlocks(
     case 'gateway':
       return {
         ips: addresses.map((address) => formatAddress(address.bits, address.family)),
-        addressBlocks: plan.networks.flatMap((served) => [...served.poolPrefixes, served.keyPrefix, ...served.routes]),
+        addressBlocks: plan.networks.flatMap(servedPrefixes),
         servedNetworks: plan.networks.map((served) => served.key),
       }
     case 'server':

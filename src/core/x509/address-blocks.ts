@@ -13,7 +13,7 @@ import { CertpeerError } from '../errors.ts'
 import { readBitString, readDer, readOctetString, readSequence, type DerReader } from '../der/reader.ts'
 import { derBitString, derOctetString, derSequence, TAG } from '../der/writer.ts'
 import {
-  comparePrefixes,
+  aggregatePrefixes,
   firstAddress,
   formatPrefix,
   lastAddress,
@@ -104,14 +104,9 @@ function encodePrefix(prefix: Prefix): Buffer {
   return derBitString(octets.subarray(0, byteLength), byteLength * 8 - length)
 }
 
+/** The fewest prefixes that hold the same addresses. What still touches then could only be written as a range. */
 function joinPrefixes(prefixes: readonly Prefix[]): Prefix[] {
-  const joined: Prefix[] = []
-  for (const prefix of prefixes.toSorted(comparePrefixes)) {
-    const last = joined.at(-1)
-    if (last !== undefined && prefixContains(last, prefix)) continue
-    joined.push(prefix)
-    joinHalves(joined)
-  }
+  const joined = aggregatePrefixes(prefixes)
   for (const [index, prefix] of joined.entries()) {
     const next = joined[index + 1]
     if (next?.family === prefix.family && firstAddress(next) === lastAddress(prefix) + 1n) {
@@ -123,19 +118,6 @@ function joinPrefixes(prefixes: readonly Prefix[]): Prefix[] {
     }
   }
   return joined
-}
-
-/** Joins the last two prefixes while they are the two halves of one that is a bit shorter. */
-function joinHalves(joined: Prefix[]): void {
-  for (;;) {
-    const [low, high] = [joined.at(-2), joined.at(-1)]
-    if (low === undefined || high === undefined) return
-    if (low.length !== high.length || low.length === 0) return
-    const whole: Prefix = { ...low, length: low.length - 1 }
-    // The prefixes ascend: when the higher one is in the same whole, the lower one is its first half.
-    if (!prefixContains(whole, high)) return
-    joined.splice(-2, 2, whole)
-  }
 }
 
 function malformed(fault: string): CertpeerError {

@@ -4,6 +4,7 @@
  */
 import { x25519PublicFromPrivate } from '../core/wireguard/x25519.ts'
 import { CertpeerError } from '../core/errors.ts'
+import { addressKey } from '../platform/http/rate-limit.ts'
 
 export const CHALLENGE_SECONDS = 120
 const MAX_PER_ADDRESS = 256
@@ -23,7 +24,8 @@ export interface HeldChallenge {
   readonly publicKey: Buffer
   readonly nonce: Buffer
   readonly credentialHash: Buffer
-  readonly remoteAddress: string
+  /** IPv4 address or IPv6 /64 that asked for it. */
+  readonly from: string
   readonly expiresAt: Date
 }
 
@@ -48,7 +50,8 @@ export class Challenges {
   /** A fresh challenge, bound to the credential it will be answered with. Throws rate_limited. */
   issue(credentialHash: Buffer, remoteAddress: string, now: Date): IssuedChallenge {
     this.dropExpired(now)
-    const open = this.perAddress.get(remoteAddress) ?? 0
+    const from = addressKey(remoteAddress)
+    const open = this.perAddress.get(from) ?? 0
     if (open >= this.maxPerAddress || this.held.size >= this.maxInAll) {
       throw new CertpeerError('rate_limited', `too many open challenges; try again in ${CHALLENGE_SECONDS} seconds`)
     }
@@ -59,11 +62,11 @@ export class Challenges {
       publicKey: x25519PublicFromPrivate(ephemeralPrivateKey),
       nonce: this.random(32),
       credentialHash,
-      remoteAddress,
+      from,
       expiresAt: new Date(now.getTime() + CHALLENGE_SECONDS * 1000),
     }
     this.held.set(challenge.id, challenge)
-    this.perAddress.set(remoteAddress, open + 1)
+    this.perAddress.set(from, open + 1)
     const { id, publicKey, nonce, expiresAt } = challenge
     return { id, publicKey, nonce, expiresAt }
   }
@@ -91,8 +94,8 @@ export class Challenges {
 
   private drop(challenge: HeldChallenge): void {
     this.held.delete(challenge.id)
-    const open = (this.perAddress.get(challenge.remoteAddress) ?? 1) - 1
-    if (open > 0) this.perAddress.set(challenge.remoteAddress, open)
-    else this.perAddress.delete(challenge.remoteAddress)
+    const open = (this.perAddress.get(challenge.from) ?? 1) - 1
+    if (open > 0) this.perAddress.set(challenge.from, open)
+    else this.perAddress.delete(challenge.from)
   }
 }

@@ -160,6 +160,10 @@ function planEnrollment(authority: Authority, { claims, token, csr, csrHash, pos
   if (state.isNameBlockedSince(token.nameKey, token.ledgerIndex)) {
     throw new CertpeerError('identity_revoked', `${claims.role} ${claims.name} was revoked after this token was made`)
   }
+  const maker = state.identities.get(token.operator)
+  if (maker && state.isNameBlockedSince(maker.nameKey, token.ledgerIndex)) {
+    throw new CertpeerError('identity_revoked', 'the operator who made this token was revoked since; ask for a new one')
+  }
   const strict = claims.role === 'gateway' || networks.some((network) => network.document.possession === 'required')
   if (hasWireGuard(claims.role) && !possession && strict) {
     throw new CertpeerError('bad_possession_proof', 'the network requires proof of possession of the WireGuard key')

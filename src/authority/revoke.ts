@@ -36,7 +36,10 @@ async function revokeIdentity(
 ): Promise<RevocationAnswer> {
   const tenant = target.kind === 'gateway' ? undefined : (target.tenant ?? operator.tenant ?? defaultTenant(target))
   requireAct(operator, 'revoke', tenant)
-  await settleName(authority, target, tenant)
+  for (let taken = findTakenName(authority, target, tenant); taken; taken = findTakenName(authority, target, tenant)) {
+    await authority.reservations.whenNameFree(taken)
+  }
+  // No await from the last look to the block below.
   const identity = getIdentity(authority, target, tenant)
   const { uri, nameKey, blocked } = identity
   if (blocked) return await answer(authority, identity.uri, blocked, revokedWith(authority, uri, blocked), true)
@@ -59,23 +62,19 @@ async function revokeIdentity(
 }
 
 /**
- * Lets an enrollment under that name come through first: it may be making the very identity that is meant (a first one,
- * or one that replaces another), and only what stands in the ledger can be revoked.
+ * The name, when an enrollment under it is under way. It comes through first: it may be making the very identity that is
+ * meant (a first one, or one that replaces another), and only what stands in the ledger can be revoked.
  */
-async function settleName(
-  authority: Authority,
+function findTakenName(
+  { reservations }: Authority,
   target: Exclude<Target, { kind: 'serial' }>,
   tenant: string | undefined,
-): Promise<void> {
-  const { reservations } = authority
-  const isMeant = (nameKey: string): boolean => {
+): string | undefined {
+  return reservations.names.find((nameKey) => {
     const [kind, ...path] = nameKey.split('/')
     if (kind !== target.kind || path.at(-1) !== target.name) return false
     return target.kind === 'gateway' || path[0] === (tenant ?? '')
-  }
-  for (let next = reservations.names.find(isMeant); next !== undefined; next = reservations.names.find(isMeant)) {
-    await reservations.whenNameFree(next)
-  }
+  })
 }
 
 async function revokeSerial(
@@ -87,7 +86,8 @@ async function revokeSerial(
   const serial = parseSerial(text)
   const record = authority.state.certificates.get(serial)
   const identity = record && authority.state.identities.get(record.uri)
-  requireAct(operator, 'revoke', identity ? tenantOf(identity) : operator.tenant)
+  // What is nobody's (an OCSP signer) is the whole trust domain's. Of what there is not, nobody learns more than that.
+  requireAct(operator, 'revoke', record ? identity && tenantOf(identity) : operator.tenant)
   if (!record) throw new CertpeerError('not_found', `no certificate ${serial} in force stands in the ledger`)
   const already = record.revoked
   if (already) return await answer(authority, record.uri, already, [record], true)

@@ -101,24 +101,26 @@ export function enrollRoutes({ authority }: RouteContext): Route[] {
 
 /** Listener *authority*: operators. */
 export function operatorRoutes({ authority }: RouteContext): Route[] {
+  // Asked before the body is read, so that a stranger costs no parsing, and again when it is there: a body may take
+  // seconds, and who was revoked meanwhile may nothing any more.
   const operator = (head: RouteHead) => requireOperator(authority, head)
   return [
     defineRoute({
       method: 'POST',
       path: '/v1/tokens',
       access: operator,
-      handle: async (request, principal) => ({
+      handle: async (request) => ({
         status: 201,
-        json: await createToken(authority, principal, parseMessage(tokenRequestSchema, request.body)),
+        json: await createToken(authority, operator(request), parseMessage(tokenRequestSchema, request.body)),
       }),
     }),
     defineRoute({
       method: 'PUT',
       path: '/v1/networks',
       access: operator,
-      handle: async (request, principal) => ({
+      handle: async (request) => ({
         status: 200,
-        json: await applyNetwork(authority, principal, parseMessage(networkSettingsSchema, request.body)),
+        json: await applyNetwork(authority, operator(request), parseMessage(networkSettingsSchema, request.body)),
       }),
     }),
     defineRoute({
@@ -131,9 +133,9 @@ export function operatorRoutes({ authority }: RouteContext): Route[] {
       method: 'POST',
       path: '/v1/revocations',
       access: operator,
-      handle: async (request, principal) => ({
+      handle: async (request) => ({
         status: 200,
-        json: await revoke(authority, principal, parseMessage(revocationRequestSchema, request.body)),
+        json: await revoke(authority, operator(request), parseMessage(revocationRequestSchema, request.body)),
       }),
     }),
     ...healthRoutes(authority),

@@ -30,3 +30,13 @@ test('their number is bounded for one address and in all, and time makes room', 
   challenges.issue(CREDENTIAL, 'a', later(120))
   assert.equal(challenges.size, 1)
 })
+
+test('an IPv6 caller has one bound for its whole /64', () => {
+  const challenges = new Challenges({ random: randomBytes, maxPerAddress: 2 })
+  challenges.issue(CREDENTIAL, '2001:db8:1:2::1', AT)
+  const { id } = challenges.issue(CREDENTIAL, '2001:db8:1:2:ffff::9', AT)
+  assert.throws(() => challenges.issue(CREDENTIAL, '2001:0db8:1:2::3', AT), { code: 'rate_limited' })
+  challenges.issue(CREDENTIAL, '2001:db8:1:3::1', AT)
+  challenges.consume(id, CREDENTIAL, AT)
+  challenges.issue(CREDENTIAL, '2001:db8:1:2::4', AT)
+})

@@ -203,7 +203,7 @@ export class Lab implements AsyncDisposable {
     env: Readonly<Record<string, string>> = {},
   ): ChildProcess {
     const child = spawn('ip', ['netns', 'exec', namespace, command, ...args], {
-      stdio: ['ignore', 'pipe', 'pipe'],
+      stdio: ['pipe', 'pipe', 'pipe'],
       env: { ...process.env, ...env },
     })
     this.#children.add(child)

@@ -3,10 +3,9 @@
  * costs one signature and one copy. Before anyone sees it, it is read back by a parser that shares no code with the
  * encoder and compared with what was meant.
  */
-import { readFileSync } from 'node:fs'
 import { CertpeerError } from '../core/errors.ts'
 import { assembleSigned } from '../core/x509/encode.ts'
-import { encodeCrlEntry, encodeTbsCertList, parseCrl, type Crl } from '../core/x509/crl.ts'
+import { encodeCrlEntry, encodeTbsCertList } from '../core/x509/crl.ts'
 import { scanCrl } from '../core/x509/crl-scan.ts'
 import { verifySignature } from '../core/x509/certificate.ts'
 import { writeFileAtomic } from '../platform/files.ts'
@@ -198,27 +197,6 @@ class EntryBuffer {
 function encode(record: RevokedRecord): Buffer {
   const { at, reason } = record.revocation
   return encodeCrlEntry({ serial: record.serial, revokedAt: wholeSeconds(at.getTime()), reason })
-}
-
-const DAY_MS = 86_400_000
-const ROOT_CRL_WARNING_DAYS = 60
-
-/** The root's CRL comes from the ceremony; here it is only served. Throws config_invalid when it cannot be read. */
-export function readRootCrl(authority: Authority, path: string): Crl {
-  let crl: Crl
-  try {
-    crl = parseCrl(readFileSync(path))
-  } catch (cause) {
-    throw new CertpeerError('config_invalid', `${path} is not a CRL in DER; copy the one from the ceremony`, { cause })
-  }
-  const days = Math.floor((crl.nextUpdate.getTime() - authority.now().getTime()) / DAY_MS)
-  if (days < ROOT_CRL_WARNING_DAYS) {
-    authority.log.warn(
-      { nextUpdate: crl.nextUpdate, days },
-      'the root CRL ends soon: publish the next one from the ceremony',
-    )
-  }
-  return crl
 }
 
 function wholeSeconds(milliseconds: number): Date {

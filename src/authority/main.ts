@@ -11,9 +11,10 @@ import { aborted, sleep } from '../platform/lifecycle.ts'
 import type { Logger } from '../platform/log.ts'
 import { ensureAuthorityCertificate } from './authority-certificate.ts'
 import { openAuthority, type Authority } from './authority.ts'
-import { CrlPublisher, readRootCrl, type CrlListener } from './crl.ts'
+import { CrlPublisher, type CrlListener } from './crl.ts'
 import { startProjection, type Projection } from './db/projection.ts'
 import { OcspResponder } from './ocsp.ts'
+import { RootCrl } from './root-crl.ts'
 import { adminRoutes, enrollRoutes, operatorRoutes, pkiRoutes, type Published, type RouteContext } from './routes.ts'
 
 const SWEEP_MS = 60_000
@@ -72,8 +73,8 @@ async function start(authority: Authority, options: Start, undo: (() => Promise<
   if (projection) undo.push(() => projection.close())
   const published = await startPublishing(authority, config, projection)
   undo.push(() => stopPublishing(published))
-  const rootCrl = readRootCrl(authority, join(dir, 'root.crl'))
-  const context: RouteContext = { authority, published, rootCrl: () => rootCrl }
+  const rootCrl = new RootCrl(authority, join(dir, 'root.crl'))
+  const context: RouteContext = { authority, published, rootCrl: () => rootCrl.current }
   const runDir = options.resolve(config.runDir)
   await mkdir(runDir, { recursive: true, mode: 0o700 })
   for (const server of await listen(context, runDir, frontSecret, log)) undo.push(() => server.close())

@@ -42,7 +42,7 @@ if (options.help) {
   --gateways LIST    numbers of gateways, ascending, one table each (1,10,100)
   --revocations N    revocations for each (50)
   --agent-dir DIR    where the stand-in gateways keep their state (/dev/shm: a hundred gateways do not share one disk)
-  --profile DIR      write a CPU profile of each program to DIR`)
+  --profile DIR      write a CPU profile of the stand-in gateways to DIR`)
   process.exit(0)
 }
 const levels = options.gateways.split(',').map(Number)
@@ -133,10 +133,8 @@ async function startUp(): Promise<AsyncDisposable & { readonly ready: Ready }> {
   const program = join(packageRoot(), 'dist', 'src', 'bin', 'certpeer.js')
   const name = `cpb${process.pid.toString(36)}`
   const args = [program, 'up', '--state-dir', join(dir, 's'), '--interface', name, '--json']
-  const profile = options.profile === undefined ? {} : { NODE_OPTIONS: `--cpu-prof --cpu-prof-dir=${options.profile}` }
   const child = spawn('setpriv', ['--pdeathsig', 'TERM', '--', process.execPath, ...args], {
     stdio: ['ignore', 'pipe', 'inherit'],
-    env: { ...process.env, ...profile },
   })
   const line = await new Promise<string>((resolve, reject) => {
     child.once('exit', (code) => reject(new Error(`certpeer up ended with ${code ?? 'a signal'}`)))
@@ -229,7 +227,9 @@ async function revoke(
   const gone = goneAnswerSchema.parse((await api.get(path, { timeoutMs: LIMIT_MS })).json)
   const proofMs = monotonicMs() - sentMs
   if (gone.state !== 'gone') throw new Error(`${device.name} is not gone: ${JSON.stringify(gone.gateways)}`)
-  const acknowledgedMs = Math.max(...gone.gateways.map(({ appliedAt }) => Date.parse(appliedAt ?? '') - sentAt))
+  // A gateway that told it by the CRL it enforces has no instant of its own.
+  const acknowledged = gone.gateways.flatMap(({ appliedAt }) => (appliedAt === null ? [] : [Date.parse(appliedAt)]))
+  const acknowledgedMs = Math.max(...acknowledged) - sentAt
   const realMs = (await watched) - sentMs
   const removalsMs = [realMs, ...(await Promise.all(standIns)).flat().map((atMs) => atMs - sentMs)]
   return { answerMs, realMs, removalsMs, lastMs: Math.max(...removalsMs), acknowledgedMs, proofMs }

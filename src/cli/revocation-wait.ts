@@ -25,7 +25,7 @@ export interface CertificateConfirmation {
   readonly serial: string
   /** How it was proven to be revoked; null: not proven. `expired` needs no proof: nobody accepts it any more. */
   readonly proof: 'crl' | 'ocsp' | 'expired' | null
-  /** Gateways that confirmed the removal, with the instant. Empty also where there was no peer. */
+  /** Gateways that do not have the peer, with the instant of the removal, or null where there was nothing to remove. */
   readonly gone: readonly { readonly gateway: string; readonly appliedAt: string | null }[]
   /** Gateways that did not; `server` stands for all of them when the server could not be asked. */
   readonly missing: readonly { readonly gateway: string; readonly why: string }[]
@@ -81,7 +81,7 @@ export function reportConfirmation({ complete, certificates }: Confirmation, io:
       `${serial}  ${proof === null ? 'NOT PROVEN: no CRL or OCSP answer that verifies here says revoked' : PROOFS[proof]}`,
     )
     for (const { gateway, appliedAt } of gone)
-      io.print(`${serial}  gone on ${gateway}${appliedAt === null ? '' : ` at ${appliedAt}`}`)
+      io.print(`${serial}  ${appliedAt === null ? `not on ${gateway}` : `gone on ${gateway} at ${appliedAt}`}`)
     for (const { gateway, why } of missing)
       io.print(`${serial}  NOT CONFIRMED by ${gateway} (${why}); ends by itself at ${endsAt}`)
   }

@@ -126,7 +126,7 @@ export async function awaitGone(options: {
     const gateways = isCarried(record)
       ? (await progress.read(record.tenant, record.network)).filter((gateway) => couldHold(gateway, record))
       : []
-    const states = gateways.map((gateway) => goneState(gateway, record.issuerKeyId, goneRevision, crlNumber))
+    const states = gateways.map((gateway) => goneState(gateway, record, goneRevision, crlNumber))
     const isGone = isRevoked && states.every(({ state }) => state === 'gone')
     return {
       answer: { serial, state: isGone ? 'gone' : 'pending', gateways: states, endsAt: record.notAfter.toISOString() },
@@ -150,10 +150,14 @@ function couldHold(gateway: GatewayProgress, record: RemovalRecord): boolean {
   )
 }
 
-/** By revision, or because the gateway enforces a CRL that holds the serial: both are reports that the peer is off. */
+/**
+ * By revision, or because the gateway enforces a CRL that holds the serial: both are reports that the peer is off. The
+ * instant is that of the gateway's newest report; one from before the revocation is about no removal: there was nothing
+ * to remove.
+ */
 function goneState(
   gateway: GatewayProgress,
-  issuerKeyId: string,
+  { issuerKeyId, revokedAt }: RemovalRecord,
   goneRevision: number | undefined,
   crlNumber: bigint | undefined,
 ): GoneAnswer['gateways'][number] {
@@ -161,11 +165,9 @@ function goneState(
   const enforced = gateway.crls[issuerKeyId]
   const byCrl = crlNumber !== undefined && enforced !== undefined && BigInt(enforced) >= crlNumber
   if (byRevision || byCrl) {
-    return {
-      name: gateway.name,
-      state: 'gone',
-      appliedAt: byRevision ? (gateway.appliedAt?.toISOString() ?? null) : null,
-    }
+    const { appliedAt } = gateway
+    const isRemoval = byRevision && appliedAt !== null && revokedAt !== null && appliedAt >= revokedAt
+    return { name: gateway.name, state: 'gone', appliedAt: isRemoval ? appliedAt.toISOString() : null }
   }
   return { name: gateway.name, state: gateway.connected ? 'pending' : 'disconnected', appliedAt: null }
 }

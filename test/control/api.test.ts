@@ -6,6 +6,7 @@ import { goneAnswerSchema, peerAnswerSchema } from '../../src/core/messages/view
 import type { PeerAnswer } from '../../src/core/messages/views.ts'
 import { derToPem } from '../../src/core/x509/pem.ts'
 import type { ApiClient } from '../../src/platform/api-client/client.ts'
+import { queryRows } from '../../src/platform/db/connection.ts'
 import { makeDevice, makeDeviceCa, makeInfrastructureLeaf, makeRoot, TRUST_DOMAIN } from '../support/certificates.ts'
 import { FRONT_SECRET, Stage, clientHeaders, until } from './stage.ts'
 import type { RunningServer, TestGateway } from './stage.ts'
@@ -285,6 +286,34 @@ describe('gone', () => {
       server.api(stage.operator('operator-auditor', 'other').der).get(`/v1/peers/gone?serial=${device.serial}`),
       { code: 'not_found' },
     )
+  })
+})
+
+describe('gone: the instant', () => {
+  test('is when the gateway reported the removal, and null where there was nothing to remove', async () => {
+    await using stage = await Stage.create()
+    const server = await stage.startServer()
+    await connectGateways(stage, server, ['g1'])
+    const [held, never] = [stage.device(2), stage.device(3)]
+    for (const device of [held, never]) await stage.projectDevice(device, `d-${device.serial.slice(0, 8)}`)
+    await put(server.api(held.der))
+    assert.equal((await get(server.api(held.der), { wait: 'active' })).state, 'active')
+    // The gateways' reports bear the database's time.
+    const [row] = await queryRows<{ now: Date }>(stage.ca, 'select now() as now')
+    assert.ok(row)
+    await stage.projectRevocation([never], 'default/default', row.now)
+    const operator = server.api(stage.operator().der)
+    const appliedAt = async (serial: string) => {
+      const query = { serial, wait: 'gone' }
+      const { json } = await operator.request({ method: 'GET', path: '/v1/peers/gone', query })
+      const { state, gateways } = goneAnswerSchema.parse(json)
+      assert.equal(state, 'gone')
+      return gateways.map((gateway) => gateway.appliedAt)
+    }
+    assert.deepEqual(await appliedAt(never.serial), [null])
+    await stage.projectRevocation([held], 'default/default', row.now)
+    const [at] = await appliedAt(held.serial)
+    assert.ok(at && new Date(at) >= row.now, at ?? 'null')
   })
 })
 

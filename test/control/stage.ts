@@ -427,14 +427,18 @@ export class Stage implements AsyncDisposable {
   }
 
   /** The projection of a revocation. */
-  async projectRevocation(certificates: readonly Certificate[], network = 'default/default'): Promise<void> {
+  async projectRevocation(
+    certificates: readonly Certificate[],
+    network = 'default/default',
+    at = this.now,
+  ): Promise<void> {
     await this.ca.raw(
       `select project_revocation(array[?]::text[], ?::text[], ?::text[], ?::timestamptz, 'keyCompromise', 1)`,
       [
         network,
         certificates.map((certificate) => certificate.serial),
         certificates.map(() => this.deviceCa.certificate.keyId),
-        this.now.toISOString(),
+        at.toISOString(),
       ] as string[],
     )
   }

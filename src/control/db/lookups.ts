@@ -69,6 +69,8 @@ export interface RemovalRecord {
   readonly notBefore: Date
   readonly notAfter: Date
   readonly revoked: boolean
+  /** When the authority revoked it; null when no row says so. */
+  readonly revokedAt: Date | null
   /** True while a peer stands on this certificate. */
   readonly provisioned: boolean
   /** The network's revision now; null when the network is not known. */
@@ -81,10 +83,13 @@ export async function findRemovalRecord(db: Db, serial: string): Promise<Removal
     db,
     `select c.issuer_key_id as "issuerKeyId", c.role, c.tenant, c.network, c.not_before as "notBefore",
         c.not_after as "notAfter",
-        (c.status = 'revoked' or exists (select 1 from revocations r where r.serial = c.serial)) as revoked,
+        (c.status = 'revoked' or r.serial is not null) as revoked,
+        coalesce(r.revoked_at, c.revoked_at) as "revokedAt",
         exists (select 1 from peers p where p.serial = c.serial) as provisioned,
         n.revision as "networkRevision"
-      from certificates c left join networks n on n.tenant = c.tenant and n.name = c.network
+      from certificates c
+      left join networks n on n.tenant = c.tenant and n.name = c.network
+      left join revocations r on r.serial = c.serial
       where c.serial = ?`,
     [serial],
   )

@@ -28,6 +28,7 @@ export const goneAnswerSchema = z.strictObject({
     z.strictObject({
       name: z.string(),
       state: z.enum(['gone', 'pending', 'disconnected']),
+      /** When the gateway reported the removal; null where there was none: no peer, or one that it dropped by the CRL. */
       appliedAt: instantSchema.nullable(),
     }),
   ),

@@ -200,7 +200,6 @@ grant delete on leases to certpeer_ca;
 grant insert (tenant, name, document, document_number), update (document, document_number) on networks to certpeer_ca;
 grant insert (identity, name, networks, addresses, serial, certificate, not_after, status),
   update (name, networks, addresses, serial, certificate, not_after, status) on gateways to certpeer_ca;
-grant insert on revocations to certpeer_ca;
 grant execute on function project_revocation(text[], text[], text[], timestamptz, text, bigint) to certpeer_ca;
 
 grant select on all tables in schema public to certpeer_server;

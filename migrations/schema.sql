@@ -221,5 +221,5 @@ grant select on table peers to certpeer_ca;
 grant delete, insert, select, update on table peers to certpeer_server;
 grant insert, select, update on table projection to certpeer_ca;
 grant select on table projection to certpeer_server;
-grant insert, select on table revocations to certpeer_ca;
+grant select on table revocations to certpeer_ca;
 grant select on table revocations to certpeer_server;

@@ -79,6 +79,10 @@ const FORBIDDEN_TO_CA: readonly [string, string][] = [
   ['delete a network', 'delete from networks'],
   ['un-revoke', `delete from revocations`],
   ['move a revocation', `update revocations set revoked_at = now() + '1 year'`],
+  [
+    'revoke around the function',
+    `insert into revocations (serial, issuer_key_id, revoked_at, reason, ledger_index) values ('0a', 'k', now(), 'x', 3)`,
+  ],
   ['delete a certificate', 'delete from certificates'],
   ['delete a device', 'delete from devices'],
   ['delete a gateway', 'delete from gateways'],

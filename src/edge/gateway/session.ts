@@ -11,7 +11,7 @@ import type { WantedPeer } from '../../core/wireguard/diff.ts'
 import type { WireGuardKey } from '../../core/wireguard/key.ts'
 import { parseCertificate, type Certificate } from '../../core/x509/certificate.ts'
 import type { Crl } from '../../core/x509/crl.ts'
-import { parseSerial } from '../../core/x509/serial.ts'
+import { parseSerial, type Serial } from '../../core/x509/serial.ts'
 import { evaluateAdmission, isOwnRevoked, readAuthentic } from './admission.ts'
 import type { AdmissionContext, Decision, NewestAccepted, OwnIdentity } from './admission.ts'
 import { PeerTable, type AdmittedPeer } from './peer-table.ts'
@@ -449,7 +449,10 @@ export class GatewaySession {
 
   #offer(network: string, certificate: Certificate, clock: Date): void {
     const known = this.#peers.findBySerial(network, certificate.serial)
-    if (known?.certificate === certificate) return
+    if (known?.certificate === certificate) {
+      this.#forgetForgery(certificate.serial, network)
+      return
+    }
     const decision = this.#evaluate(certificate, network, 'add', clock)
     if (decision.kind === 'admit' && !this.#hasRoomFor(decision.facts.uri)) {
       const reason = `an interface takes ${MAX_PEERS} peers`
@@ -471,6 +474,15 @@ export class GatewaySession {
     for (const refused of this.#refused.claiming(uri)) {
       if (refused.certificate.notBefore <= notBefore) this.#refused.delete(refused)
     }
+    this.#forgetForgery(serial, peer.network)
+  }
+
+  /** Other bytes under a peer's serial number were stated and refused; now the peer's own are, so nothing has failed. */
+  #forgetForgery(serial: Serial, network: string): void {
+    const refused = this.#refused.find(network, serial)
+    if (refused === undefined) return
+    this.#refused.delete(refused)
+    this.#touched.add(network)
   }
 
   #refuse(

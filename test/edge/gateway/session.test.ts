@@ -86,6 +86,26 @@ describe('the stream', () => {
     assert.equal(revisionOf(session), 3)
   })
 
+  test("other bytes under a peer's serial number are refused; once its own are stated again nothing has failed", () => {
+    const session = world.readySession()
+    const certificate = world.makeDevice(2)
+    const forged = world.makeDevice(3, { serial: certificate.serial, issuerDer: world.root.certificate.subjectDer })
+    session.receive(world.set(2, certificate), NOW)
+    for (const truth of [world.set(4, certificate), world.snapshot(4, [certificate])]) {
+      session.receive(world.snapshot(3, [certificate, forged]), NOW)
+      assert.deepEqual(failures(session), { [certificate.serial]: 'certificate_untrusted' })
+      session.receive(truth, NOW)
+      assert.deepEqual(failures(session), {})
+      assert.equal(revisionOf(session), 4)
+      assert.equal(session.peerCount, 1)
+    }
+    // Also when the forgery came first.
+    session.receive(world.snapshot(5, [forged]), NOW)
+    session.receive(world.set(6, certificate), NOW)
+    assert.deepEqual(failures(session), {})
+    assert.equal(session.peerCount, 1)
+  })
+
   test('a snapshot in parts takes effect as a whole; changes that arrive in between come after it', () => {
     const session = world.readySession()
     const devices = [2, 3, 4, 5].map((n) => world.makeDevice(n))

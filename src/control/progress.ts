@@ -4,6 +4,7 @@
  * report's notification was lost; many who wait for one network share one query.
  */
 import { CertpeerError } from '../core/errors.ts'
+import { MAX_FAILED } from '../core/messages/stream.ts'
 import type { GoneAnswer } from '../core/messages/views.ts'
 import { createBatcher } from '../platform/batcher.ts'
 import type { Db } from '../platform/db/connection.ts'
@@ -27,7 +28,8 @@ export interface Progress {
 }
 
 export function createProgress(db: Db): Progress {
-  let waiting = new AbortController()
+  /** There while somebody waits: a hundred gateways report at once, and mostly nobody does. */
+  let waiting: AbortController | undefined
   const reader = createBatcher<string, readonly GatewayProgress[]>({
     maxItems: 10_000,
     async flush(keys) {
@@ -41,12 +43,13 @@ export function createProgress(db: Db): Progress {
   })
   return {
     notify() {
-      const previous = waiting
-      waiting = new AbortController()
-      previous.abort()
+      // A reason of our own, because the default one is an error with its stack each time.
+      waiting?.abort('reported')
+      waiting = undefined
     },
     read: (tenant, network) => reader.submit(`${tenant}/${network}`),
     async next(signal) {
+      waiting ??= new AbortController()
       await sleep(ASK_AGAIN_MS, AbortSignal.any([waiting.signal, signal]))
     },
   }
@@ -55,7 +58,13 @@ export function createProgress(db: Db): Progress {
 /** Names of those among `gateways` that have not applied the revision, or have refused the peer. */
 export function listWaitingFor(gateways: readonly GatewayProgress[], revision: number, serial: string): string[] {
   return gateways
-    .filter((gateway) => (gateway.appliedRevision ?? -1) < revision || gateway.failedSerials.includes(serial))
+    .filter(
+      ({ appliedRevision, failedSerials }) =>
+        (appliedRevision ?? -1) < revision ||
+        failedSerials.includes(serial) ||
+        // A list that is full may have left this one out.
+        failedSerials.length >= MAX_FAILED,
+    )
     .map((gateway) => gateway.name)
 }
 
@@ -85,12 +94,10 @@ export async function awaitActive(options: {
     if (atCall.size === 0) {
       atCall = new Set(gateways.filter((gateway) => gateway.connected).map((gateway) => gateway.name))
     }
-    const waitingFor = listWaitingFor(
-      gateways.filter((gateway) => atCall.has(gateway.name)),
-      revision,
-      serial,
-    )
-    const state = atCall.size > 0 && waitingFor.length === 0 ? 'active' : 'pending'
+    // One that was revoked meanwhile is no longer listed, and carries nothing.
+    const asked = gateways.filter((gateway) => atCall.has(gateway.name))
+    const waitingFor = listWaitingFor(asked, revision, serial)
+    const state = asked.length > 0 && waitingFor.length === 0 ? 'active' : 'pending'
     return { answer: { state, waitingFor }, isFinal: state === 'active' }
   })
 }

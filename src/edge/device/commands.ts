@@ -1,6 +1,7 @@
 /** What `certpeer device …` does. Everything here needs only the credential directory and what is signed. */
 import { CertpeerError, errorCode } from '../../core/errors.ts'
 import { formatPrefix } from '../../core/ipam/prefix.ts'
+import type { WireGuardKey } from '../../core/wireguard/key.ts'
 import { readDevice } from '../../core/x509/path.ts'
 import type { DeviceFacts } from '../../core/x509/path.ts'
 import { systemNow } from '../../platform/clock.ts'
@@ -95,9 +96,9 @@ export async function deviceDown(
 ): Promise<{ interface: string; removed: boolean; told: boolean }> {
   const { dir, log, now = systemNow } = options
   const own = await readOwnIdentity(dir, now())
-  requireDevice(own)
+  const { key } = requireDevice(own)
   const name = own.credential.config.interface ?? DEFAULT_INTERFACE
-  const removed = await bringDown(name)
+  const removed = await bringDown(name, key)
   let told = false
   try {
     await withdraw(own)
@@ -122,7 +123,7 @@ export async function deviceStatus(options: DeviceOptions): Promise<DeviceStatus
   let tunnel: DeviceStatusReport['tunnel'] = 'unknown'
   let peers: readonly TunnelPeerStatus[] = []
   try {
-    const found = await readTunnel(name, log)
+    const found = await readTunnel(name, device.key, log)
     tunnel = found === undefined ? 'down' : 'up'
     peers = found ?? []
   } catch (error) {
@@ -142,10 +143,11 @@ export async function deviceStatus(options: DeviceOptions): Promise<DeviceStatus
 /** Renews now, whether or not it is due, and lets the gateways know the new certificate when the tunnel is up. */
 export async function deviceRenew(options: DeviceOptions): Promise<DeviceCertificateReport> {
   const { dir, log, now = systemNow } = options
-  requireDevice(await readOwnIdentity(dir, now()))
+  const { key } = requireDevice(await readOwnIdentity(dir, now()))
   const enrolled = await renew({ dir, now })
   const name = enrolled.credential.config.interface
-  if (name !== undefined && (await isUp(name, log))) {
+  // Renewed with the same key: an interface that holds it is this tunnel.
+  if (name !== undefined && (await isUp(name, key, log))) {
     const own = await readOwnIdentity(dir, now())
     const context = { own, revocations: await checkRevocations({ own, now, log }), now, log }
     await bringUp({ dir, interface: name, log }, await provision(context))
@@ -157,7 +159,7 @@ export function requireDevice(own: OwnIdentity): DeviceFacts {
   if (own.verified.role !== 'device') {
     throw new CertpeerError(
       'config_invalid',
-      `${own.credential.dir} holds the credential of a ${own.verified.role}, not of a device`,
+      `${own.credential.dir} holds a credential of role ${own.verified.role}: name the directory of a device`,
     )
   }
   return readDevice(own.verified, own.oids)
@@ -182,9 +184,9 @@ export async function dropRevoked(interfaceName: string, context: PeerContext): 
   if (dropped > 0) context.log.warn({ interface: interfaceName, dropped }, 'revoked gateway taken off the tunnel')
 }
 
-async function isUp(name: string, log: Logger): Promise<boolean> {
+async function isUp(name: string, key: WireGuardKey, log: Logger): Promise<boolean> {
   try {
-    return (await readTunnel(name, log)) !== undefined
+    return (await readTunnel(name, key, log)) !== undefined
   } catch {
     return false
   }

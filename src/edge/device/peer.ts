@@ -92,15 +92,20 @@ export function withoutRevoked(peering: Peering, { revocations, log }: PeerConte
 export async function findRevokedKeys({ own, revocations, log }: PeerContext): Promise<ReadonlySet<WireGuardKey>> {
   const revoked = new Set<WireGuardKey>()
   const inForce = new Set<WireGuardKey>()
-  try {
-    for (const hint of (await findKeptAnswer(own))?.gateways ?? []) {
+  const kept = await findKeptAnswer(own).catch((error: unknown) => {
+    log.warn({ err: error }, 'kept gateways not readable')
+    return undefined
+  })
+  for (const hint of kept?.gateways ?? []) {
+    try {
       const certificate = parseCertificate(pemToDer(hint.certificate))
       const { keyId } = parseCertificate(pemToDer(hint.issuer))
       const isRevoked = revocations.isRevoked({ issuerKeyId: keyId, serial: certificate.serial })
       ;(isRevoked ? revoked : inForce).add(readWireGuardKey(certificate, own.oids).key)
+    } catch (error) {
+      // What is no gateway's certificate was refused when it came, and must not hide its neighbours.
+      if (!(error instanceof CertpeerError)) throw error
     }
-  } catch (error) {
-    log.warn({ err: error }, 'kept gateways not readable')
   }
   return new Set([...revoked].filter((key) => !inForce.has(key)))
 }

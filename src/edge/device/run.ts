@@ -37,7 +37,7 @@ export async function deviceRun(options: DeviceRunOptions): Promise<void> {
   const { repairIntervalMs = REPAIR_INTERVAL_MS, refreshIntervalMs = REFRESH_INTERVAL_MS } = options
   const { revocationIntervalMs = REVOCATION_INTERVAL_MS } = options
   let own = await readOwnIdentity(dir, now())
-  requireDevice(own)
+  const { key } = requireDevice(own)
   const name = options.interface ?? own.credential.config.interface ?? DEFAULT_INTERFACE
   if (own.credential.config.interface !== name) {
     await updateCredentialConfig(dir, { interface: name })
@@ -103,7 +103,7 @@ export async function deviceRun(options: DeviceRunOptions): Promise<void> {
     const pauseMs = setFailures === 0 ? repairIntervalMs : Math.min(60_000, retryDelayMs(setFailures - 1, random()))
     await sleep(Math.min(toRenewalMs, pauseMs), signal)
   }
-  await bringDown(name)
+  await bringDown(name, key)
 }
 
 async function askServer(

@@ -21,22 +21,35 @@ export interface TunnelOptions {
 
 /** Creates or adopts the interface and sets everything the plan says. */
 export async function bringUp(options: TunnelOptions, peering: Peering): Promise<TunnelPlan> {
-  const { log } = options
   const plan = planTunnel(peering.device, peering.network, peering.gateways)
-  const tunnel = await openInterface({ name: options.interface, backend: 'auto', log })
+  const tunnel = await openInterface({ name: options.interface, backend: 'auto', log: options.log })
   try {
-    const settings = settingsOf(options.dir, peering, plan)
-    if (!(await isConfigured(tunnel, settings))) await tunnel.configure(settings)
-    const changes = await changesFor(tunnel, plan)
-    if (changes.length > 0) {
-      await tunnel.device.apply(changes)
-      log.info({ interface: options.interface, changes: changes.length }, 'tunnel set')
-    }
-    await applyDns(options.interface, plan.dns, log)
-    return plan
+    return await setTunnel(tunnel, options, peering, plan)
+  } catch (error) {
+    // Half an interface would hold addresses and do nothing; one that was there before keeps what it has.
+    if (!tunnel.adopted) await tunnel.remove().catch(() => undefined)
+    throw error
   } finally {
     tunnel.close()
   }
+}
+
+async function setTunnel(
+  tunnel: TunnelInterface,
+  options: TunnelOptions,
+  peering: Peering,
+  plan: TunnelPlan,
+): Promise<TunnelPlan> {
+  const { log } = options
+  const settings = settingsOf(options.dir, peering, plan)
+  if (!(await isConfigured(tunnel, settings))) await tunnel.configure(settings)
+  const changes = await changesFor(tunnel, plan)
+  if (changes.length > 0) {
+    await tunnel.device.apply(changes)
+    log.info({ interface: options.interface, changes: changes.length }, 'tunnel set')
+  }
+  await applyDns(options.interface, plan.dns, log)
+  return plan
 }
 
 /** Takes peers off an interface that is there, whatever else is on it. Gives how many were on it. */
@@ -56,9 +69,9 @@ export async function dropPeers(name: string, keys: ReadonlySet<WireGuardKey>, l
   }
 }
 
-/** Removes the interface; false when there was none. */
-export async function bringDown(name: string): Promise<boolean> {
-  return removeInterface(name)
+/** Removes the interface that holds this key; false when there is none. Another tunnel of that name stays. */
+export async function bringDown(name: string, key: WireGuardKey): Promise<boolean> {
+  return removeInterface(name, undefined, key)
 }
 
 export interface TunnelPeerStatus {
@@ -69,12 +82,17 @@ export interface TunnelPeerStatus {
   readonly transmitBytes: number
 }
 
-/** What the interface has now; undefined when there is none. */
-export async function readTunnel(name: string, log: Logger): Promise<readonly TunnelPeerStatus[] | undefined> {
+/** What the interface that holds this key has now; undefined when there is none, or another tunnel has the name. */
+export async function readTunnel(
+  name: string,
+  key: WireGuardKey,
+  log: Logger,
+): Promise<readonly TunnelPeerStatus[] | undefined> {
   const tunnel = await findInterface(name, log)
   if (tunnel === undefined) return undefined
   try {
-    const { peers } = await tunnel.device.read()
+    const { peers, publicKey } = await tunnel.device.read()
+    if (publicKey !== key) return undefined
     return [...peers.values()].map((peer) => ({
       publicKey: peer.publicKey,
       endpoint: peer.endpoint ?? null,

@@ -194,7 +194,8 @@ test('a revoked gateway is refused, leaves a peering that has it, and is found b
     OIDS,
   )
   const second = makeGateway(world.infrastructureCa, { key: newWireGuardKey() })
-  const hints = [world.gateway, second].map((certificate) => ({
+  // The first is no gateway: it was refused, and must not hide the others.
+  const hints = [world.authority, world.gateway, second].map((certificate) => ({
     certificate: derToPem(certificate.der),
     issuer: derToPem(issuer.der),
     endpoint: '192.0.2.1:51820',
@@ -214,7 +215,7 @@ test('a revoked gateway is refused, leaves a peering that has it, and is found b
   published.set('/crl/infrastructure.crl', revokedCrl(6n))
   const revocations = await check()
   const isRevoked = revocations.isRevoked.bind(revocations)
-  const [hint, other] = hints
+  const [, hint, other] = hints
   assert.ok(hint && other)
   assert.throws(() => verifyGateway(hint, device, { ...trust, isRevoked }), { code: 'certificate_revoked' })
   assert.equal(verifyGateway(other, device, { ...trust, isRevoked }).facts.serial, second.serial)

@@ -82,11 +82,23 @@ export async function openInterface(options: InterfaceOptions): Promise<TunnelIn
   return assemble(options, run, kind, false)
 }
 
-/** Removes the interface of that name when it is a WireGuard one; false when there is none. */
-export async function removeInterface(name: string, run: Run = runProgram): Promise<boolean> {
+/**
+ * Removes the interface of that name when it is a WireGuard one; false when there is none. With `publicKey` one that
+ * holds another key is somebody else's: it stays, and the answer is false.
+ */
+export async function removeInterface(name: string, run: Run = runProgram, publicKey?: WireGuardKey): Promise<boolean> {
   requireName(name)
   await requireNetAdmin()
   const found = await findSettled(name, run)
+  if (found !== undefined && publicKey !== undefined) {
+    const device = openDevice({ name, backend: 'auto' }, run, found)
+    try {
+      const has = (await device.read()).publicKey
+      if (has !== undefined && has !== publicKey) return false
+    } finally {
+      device.close()
+    }
+  }
   if (found !== undefined) await removeLink(name, run)
   else await removeStaleSocket(name)
   return found !== undefined
@@ -129,7 +141,11 @@ function assemble(
   }
 }
 
-function openDevice(options: InterfaceOptions, run: Run, kind: 'kernel' | 'userspace'): ConfigurableDevice {
+function openDevice(
+  options: Pick<InterfaceOptions, 'name' | 'backend' | 'onLost'>,
+  run: Run,
+  kind: 'kernel' | 'userspace',
+): ConfigurableDevice {
   if (kind === 'kernel' || options.backend === 'wg') return new WgDevice({ name: options.name, run })
   const { onLost } = options
   return new UapiDevice({ socketPath: socketPathOf(options.name), ...(onLost !== undefined && { onLost }) })

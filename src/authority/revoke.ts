@@ -91,13 +91,18 @@ async function revokeSerial(
   if (!record) throw new CertpeerError('not_found', `no certificate ${serial} in force stands in the ledger`)
   const already = record.revoked
   if (already) return await answer(authority, record.uri, already, [record], true)
-  await authority.commit({
-    kind: 'revocation',
-    at: authority.now().toISOString(),
-    target: { serial },
-    reason,
-    operator: operator.uri,
-  })
+  const release = authority.reservations.block(record.uri)
+  try {
+    await authority.commit({
+      kind: 'revocation',
+      at: authority.now().toISOString(),
+      target: { serial },
+      reason,
+      operator: operator.uri,
+    })
+  } finally {
+    release()
+  }
   if (!record.revoked) throw new CertpeerError('internal', 'a revocation was written and is not in force')
   return await answer(authority, record.uri, record.revoked, [record], false)
 }
@@ -128,7 +133,19 @@ function getIdentity(
         )
   if (found) return found
   const where = tenant === undefined ? '' : ` in tenant ${tenant}`
-  throw new CertpeerError('not_found', `there is no ${target.kind} ${target.name}${where} in the ledger`)
+  throw new CertpeerError(
+    'not_found',
+    `there is no ${target.kind} ${target.name}${where} in the ledger${tenantHint(authority, target, tenant)}`,
+  )
+}
+
+/** Who asks without a tenant means the trust domain's operator, and may see that a tenant has one of that name. */
+function tenantHint({ state }: Authority, target: Target, tenant: string | undefined): string {
+  if (target.kind !== 'operator' || tenant !== undefined) return ''
+  const tenants = [...state.identities.values()]
+    .filter(({ role, name }) => role.startsWith('operator-') && name === target.name)
+    .flatMap((identity) => identity.tenant ?? [])
+  return tenants.length === 0 ? '' : `; there is one in tenant ${tenants.join(' and ')}: name the tenant`
 }
 
 function findDevice(

@@ -142,6 +142,17 @@ test('a renewal and a revocation at once: nothing of the identity is left in for
   }
 })
 
+test('a certificate whose revocation is being written renews nothing past it', async (t) => {
+  const stage = await newNetworkStage(t)
+  const device = await enrollDevice(stage, 'laptop')
+  const request = await renewalRequest(stage, device)
+  const target = { kind: 'serial', serial: device.answer.serial } as const
+  const revoked = revoke(stage.authority, ADMIN, { target, reason: 'keyCompromise' })
+  await assert.rejects(renew(stage.authority, request), { code: 'identity_revoked' })
+  await revoked
+  assert.equal(stage.authority.state.identities.get(device.answer.identity)?.live.size, 0)
+})
+
 test('a replacement and a revocation by name at once: neither the old nor the new one is left in force', async (t) => {
   const stage = await newNetworkStage(t)
   await enrollDevice(stage, 'laptop')

@@ -90,15 +90,15 @@ export interface AppliedRow {
   readonly tenant: string
   readonly network: string
   readonly revision: number
-  /** Peers refused, the whole list; null for what a gateway says it holds when it connects. */
+  /** Peers refused, the whole list; null for what a gateway says it was told, when it connects. */
   readonly failed: readonly { readonly serial: string; readonly code: string }[] | null
 }
 
 /**
  * Stores what gateways report, one row per gateway and network, and tells every server. Returns `gateway network` of
- * each row that is now stored; one is missing while the projection lacks its gateway or network. A report with
- * `failed: null` is what a gateway says it holds when it connects: it only ever raises what is stored, and counts for
- * nothing when it is ahead of the network (a database that was restored).
+ * each row that needs no further try; one is missing while the projection lacks its gateway or network. A report that
+ * is ahead of the network (a database that was restored) counts for nothing. One with `failed: null` only lowers what is
+ * stored: it says what the gateway was told, and not that its device has it; but what it was not told, it does not have.
  */
 export async function saveApplied(db: Db, rows: readonly AppliedRow[]): Promise<ReadonlySet<string>> {
   const answer = await queryRows<{ key: string }>(
@@ -110,10 +110,10 @@ export async function saveApplied(db: Db, rows: readonly AppliedRow[]): Promise<
       join gateways g on g.identity = u.gateway
     ), stored as (
       insert into gateway_revisions (gateway, network_id, applied_revision, failed, updated_at)
-      select r.gateway, r.network_id, r.revision, coalesce(r.failed, '[]'), now()
+      select r.gateway, r.network_id, r.revision, coalesce(r.failed, held.failed, '[]'), now()
       from reported r join networks n on n.id = r.network_id
       left join gateway_revisions held on held.gateway = r.gateway and held.network_id = r.network_id
-      where r.failed is not null or (r.revision <= n.revision and r.revision > coalesce(held.applied_revision, -1))
+      where r.revision <= n.revision and (r.failed is not null or r.revision < held.applied_revision)
       order by r.gateway, r.network_id
       on conflict (gateway, network_id) do update set
         applied_revision = excluded.applied_revision, failed = excluded.failed, updated_at = excluded.updated_at

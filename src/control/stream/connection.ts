@@ -44,6 +44,7 @@ export interface StreamSource {
   /** The changes behind `revision` out of the database; undefined when they are no longer all there. */
   readChanges(feed: Feed, revision: number): Promise<Page | undefined>
   readSnapshot(feed: Feed, revision: number, after: string): Promise<Page>
+  /** `revisions` are what the gateway was told before, of every network it serves; 0 is nothing. */
   onHello(stream: GatewayStream, revisions: ReadonlyMap<string, number>): void
   onApplied(stream: GatewayStream, report: Extract<UpMessage, { type: 'applied' }>): void
   onCrlApplied(stream: GatewayStream, report: Extract<UpMessage, { type: 'crl-applied' }>): void
@@ -342,9 +343,9 @@ export class GatewayStream {
     this.endpoint = message.endpoint
     const revisions = new Map<string, number>()
     for (const network of this.#networks) {
-      const revision = Object.hasOwn(message.revisions, network.key) ? message.revisions[network.key] : undefined
-      if (revision === undefined || revision === 0) continue
-      network.revision = revision
+      const held = Object.hasOwn(message.revisions, network.key) ? message.revisions[network.key] : undefined
+      const revision = held ?? 0
+      if (revision > 0) network.revision = revision
       revisions.set(network.key, revision)
     }
     this.#log.info({ gateway: this.name, networks: this.#networks.map((network) => network.key) }, 'gateway connected')

@@ -4,6 +4,7 @@
  * encoded once. Several servers do this side by side, each for its own streams.
  */
 import { randomUUID } from 'node:crypto'
+import type { UpMessage } from '../../core/messages/stream.ts'
 import { networkKey } from '../../core/x509/identity.ts'
 import type { Now } from '../../platform/clock.ts'
 import type { Db } from '../../platform/db/connection.ts'
@@ -34,6 +35,10 @@ const PING_EVERY_MS = 10_000
 const SILENT_AFTER_MS = 35_000
 /** A reader that takes nothing for this long is cut; it comes back and resumes. */
 const STALLED_AFTER_MS = 60_000
+/** Refused peers that one line of the log names. */
+const MAX_TOLD = 20
+
+type Applied = Extract<UpMessage, { type: 'applied' }>
 
 export interface Hub {
   /** Carries one gateway's stream until it ends. */
@@ -148,12 +153,8 @@ export function createHub(options: {
       void poll().catch((err: unknown) => log.warn({ err }, 'networks not read yet'))
     },
     onApplied(stream, { network: key, revision, failed }) {
-      const feed = feeds.get(key)
-      if (feed !== undefined && revision > feed.revision) {
-        log.warn({ gateway: stream.name, network: key, revision }, 'gateway reports a revision that does not exist')
-        return
-      }
-      if (failed.length > 0) log.warn({ gateway: stream.name, network: key, revision, failed }, 'gateway refused peers')
+      tellRefused(stream, key, failed)
+      // It may be ahead of our feed, having come from another server; the statement knows the network's own revision.
       const { tenant, network } = splitKey(key)
       reports.applied({ gateway: stream.identity, tenant, network, revision, failed }, () => !stream.isOver)
     },
@@ -162,6 +163,18 @@ export function createHub(options: {
       if (crl === undefined || !/^[0-9]+$/.test(number)) return
       reports.crlApplied({ gateway: stream.identity, issuerKeyId, number }, () => !stream.isOver)
     },
+  }
+
+  /** What each stream's gateway refused last, per network: a list that stays comes with every report. */
+  const refused = new WeakMap<GatewayStream, Map<string, string>>()
+  function tellRefused(stream: GatewayStream, network: string, failed: Applied['failed']): void {
+    const known = refused.get(stream) ?? new Map<string, string>()
+    refused.set(stream, known)
+    const list = failed.map(({ serial, code }) => `${serial} ${code}`).join()
+    if ((known.get(network) ?? '') === list) return
+    known.set(network, list)
+    const some = failed.slice(0, MAX_TOLD)
+    log.warn({ gateway: stream.name, network, refused: failed.length, failed: some }, 'gateway refuses peers')
   }
 
   const connectionOf = (stream: GatewayStream): Connection => ({
@@ -341,6 +354,8 @@ export function createHub(options: {
           stream.end('stalled')
         } else if (pingDue) stream.ping()
       }
+      // One that was revoked between its request's check and its place among the streams was not there to be ended.
+      enforceRevocations()
       for (const stream of untaken) void take(stream)
       reports.retry()
     },

@@ -6,6 +6,9 @@
 import { z } from 'zod'
 import { base64Schema, serialSchema } from './common.ts'
 
+/** Most refused peers that an `applied` names: a list that is full may have left some out. */
+export const MAX_FAILED = 1000
+
 const networkKey = z.string().max(127)
 const revision = z.int().nonnegative()
 
@@ -28,7 +31,7 @@ export const upMessageSchema = z.discriminatedUnion('type', [
      * Peers of the network that the gateway refuses or could not set, by serial, with the error code: the whole list,
      * each report replaces the one before.
      */
-    failed: z.array(z.strictObject({ serial: serialSchema, code: z.string().max(64) })).max(1000),
+    failed: z.array(z.strictObject({ serial: serialSchema, code: z.string().max(64) })).max(MAX_FAILED),
   }),
   /** The newest CRL number the gateway has verified and enforced, per issuer key id. */
   z.strictObject({ type: z.literal('crl-applied'), issuerKeyId: z.string().max(64), number: z.string().max(40) }),

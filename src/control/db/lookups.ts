@@ -34,9 +34,16 @@ export async function listIssuers(db: Db): Promise<IssuerRow[]> {
   return rows
 }
 
-/** The CRL's DER; undefined when the row has none. */
+/** Far beyond a CRL of a million entries. The driver reads bytes as hex text, and ends the process over 512 MiB of it. */
+const MAX_CRL_BYTES = 128 * 1024 * 1024
+
+/** The CRL's DER; undefined when the row has none, or one that cannot be ours. */
 export async function findCrl(db: Db, keyId: string): Promise<Buffer | undefined> {
-  const rows = await queryRows<{ crl: Buffer | null }>(db, 'select crl from issuers where key_id = ?', [keyId])
+  const rows = await queryRows<{ crl: Buffer | null }>(
+    db,
+    'select crl from issuers where key_id = ? and octet_length(crl) <= ?',
+    [keyId, MAX_CRL_BYTES],
+  )
   return rows[0]?.crl ?? undefined
 }
 

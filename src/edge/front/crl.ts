@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { mkdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { CertpeerError } from '../../core/errors.ts'
+import { CertpeerError, errorCode } from '../../core/errors.ts'
 import { parseMessage } from '../../core/messages/common.ts'
 import { publishedIssuersSchema } from '../../core/messages/pki.ts'
 import { parseCertificate } from '../../core/x509/certificate.ts'
@@ -30,13 +30,13 @@ export interface CrlBundle {
   readonly crlPem: string
   /**
    * Equal for bundles that revoke the same certificates: a CRL that is published again every few minutes with nothing
-   * new in it is no reason to reload.
+   * new in it is no reason to reload, until the copy that is loaded has lived for half of its life.
    */
   readonly contentId: string
   /** The earliest nextUpdate of all: from then on nginx refuses everybody. */
   readonly nextUpdate: Date
-  /** The instant when half of the shortest CRL's life is over: time to load a fresher copy even without news. */
-  readonly refreshAt: Date
+  /** Common names of CAs that are not valid now: their certificates are refused, and the others' are not. */
+  readonly leftOut: readonly string[]
 }
 
 export interface BundleOptions {
@@ -51,23 +51,38 @@ const CLOCK_SKEW_MS = 5 * 60_000
 
 /** Fetches, verifies and keeps; throws and keeps the old when anything is missing, foreign, broken or older. */
 export async function fetchCrlBundle(client: PkiClient, options: BundleOptions): Promise<CrlBundle> {
-  const { dir, root, oids, now } = options
+  const { dir, root, now } = options
   const { json } = await client.request({ method: 'GET', path: '/issuers.json' })
   const answer = parseMessage(publishedIssuersSchema, json, 'issuers.json')
   if (!pemToDer(answer.root).equals(root.der)) {
     throw new CertpeerError('certificate_untrusted', 'the pki source serves another root than the pinned one')
   }
-  const issuers = answer.issuers.map(({ certificate, crl }) => ({
+  const published = answer.issuers.map(({ certificate, crl }) => ({
     certificate: parseCertificate(pemToDer(certificate)),
     path: crl,
   }))
-  for (const { certificate } of issuers) verifyIssuer({ issuer: certificate, root, now, oids })
+  const issuers = published.filter(({ certificate }) => isValidIssuer(certificate, options))
+  const leftOut = published.filter((issuer) => !issuers.includes(issuer))
   await mkdir(dir, { recursive: true, mode: 0o700 })
   const crls: Crl[] = []
   for (const { certificate, path } of [{ certificate: root, path: '/crl/root.crl' }, ...issuers]) {
     crls.push(await fetchCrl(client, path, certificate, dir, now))
   }
-  return assemble([root, ...issuers.map(({ certificate }) => certificate)], crls)
+  return {
+    ...assemble([root, ...issuers.map(({ certificate }) => certificate)], crls),
+    leftOut: leftOut.map(({ certificate }) => certificate.commonName ?? certificate.keyId),
+  }
+}
+
+/** False for a CA that is not valid now: one tenant's CA that has run out must not end the CRLs of all the others. */
+function isValidIssuer(issuer: Certificate, { root, now, oids }: BundleOptions): boolean {
+  try {
+    verifyIssuer({ issuer, root, now, oids })
+    return true
+  } catch (error) {
+    if (errorCode(error) === 'certificate_expired') return false
+    throw error
+  }
 }
 
 async function fetchCrl(client: PkiClient, path: string, issuer: Certificate, dir: string, now: Date): Promise<Crl> {
@@ -107,21 +122,29 @@ async function findKept(file: string, issuer: Certificate): Promise<Crl | undefi
   }
 }
 
-function assemble(certificates: readonly Certificate[], crls: readonly Crl[]): CrlBundle {
+function assemble(certificates: readonly Certificate[], crls: readonly Crl[]): Omit<CrlBundle, 'leftOut'> {
   const hash = createHash('sha256')
   for (const { der } of certificates) hash.update(der)
-  for (const { entries, issuerDer } of crls) {
-    hash.update(issuerDer).update(`:${entries.size}:`)
+  for (const crl of crls) {
+    const { entries, issuerDer } = crl
+    hash.update(issuerDer).update(`:${entries.size}:${halfLivesAt(crl)}:`)
     // Entries only ever join and, after expiry, leave: their serial numbers say everything that nginx decides by.
     for (const serial of entries.keys()) hash.update(serial).update(',')
   }
   const nextUpdates = crls.map((crl) => crl.nextUpdate.getTime())
-  const halves = crls.map((crl) => (crl.thisUpdate.getTime() + crl.nextUpdate.getTime()) / 2)
   return {
     issuersPem: certificates.map(({ der }) => derToPem(der, 'CERTIFICATE')).join(''),
     crlPem: crls.map(({ der }) => derToPem(der, 'X509 CRL')).join(''),
     contentId: hash.digest('hex'),
     nextUpdate: new Date(Math.min(...nextUpdates)),
-    refreshAt: new Date(Math.min(...halves)),
   }
+}
+
+/**
+ * Which half-life, counted since 1970, the CRL begins in. It rises when a fresher copy is worth loading, each issuer's
+ * for itself, and never while there is none: an offline root's CRL is the same for a year.
+ */
+function halfLivesAt({ thisUpdate, nextUpdate }: Crl): number {
+  const halfLifeMs = (nextUpdate.getTime() - thisUpdate.getTime()) / 2
+  return Math.floor(thisUpdate.getTime() / halfLifeMs)
 }

@@ -4,7 +4,7 @@
  * older than what is loaded changes nothing.
  */
 import { createHash } from 'node:crypto'
-import { mkdir, readFile } from 'node:fs/promises'
+import { mkdir, readFile, rm } from 'node:fs/promises'
 import { isIPv6 } from 'node:net'
 import { join, resolve } from 'node:path'
 import { errorCode } from '../../core/errors.ts'
@@ -122,7 +122,7 @@ interface FrontState {
   readonly now: Now
   readonly log: Logger
   /** What the active generation was made of; absent before the first. */
-  loaded?: { readonly id: string; readonly refreshAt: Date } | undefined
+  loaded?: string | undefined
   lastReloadAt?: Date
 }
 
@@ -138,7 +138,7 @@ async function update(state: FrontState, bundle: CrlBundle): Promise<void> {
     await templatesId(),
   ])
   state.loaded ??= await findLoaded(dir)
-  if (state.loaded?.id === id && now() < state.loaded.refreshAt) return
+  if (state.loaded === id) return
   if (reloadDelayMs(state.lastReloadAt, now()) > 0) return
 
   const set = join(dir, 'sets', String(now().getTime()))
@@ -156,15 +156,22 @@ async function update(state: FrontState, bundle: CrlBundle): Promise<void> {
     serverCertificatePem: credential.chain,
     serverKeyPem: credential.tlsKey,
   })
-  await testConfiguration(config.nginx, dir, join(set, 'nginx.conf'))
+  try {
+    await testConfiguration(config.nginx, dir, join(set, 'nginx.conf'))
+  } catch (error) {
+    // Tried again every few seconds: what is left behind each time would fill the disk.
+    await rm(set, { recursive: true, force: true })
+    throw error
+  }
   await activate(dir, set)
   const reloaded = await signalReload(dir)
   // Only after the signal: a front killed before it renders and reloads again.
-  await writeFileAtomic(join(set, LOADED_FILE), `${id} ${bundle.refreshAt.toISOString()}\n`, { mode: 0o600 })
-  state.loaded = { id, refreshAt: bundle.refreshAt }
+  await writeFileAtomic(join(set, LOADED_FILE), `${id}\n`, { mode: 0o600 })
+  state.loaded = id
   // Only a reload of a running nginx leaves old workers behind; the first generation waits for nginx to start.
   if (reloaded) state.lastReloadAt = now()
-  log.info({ set, reloaded, nextUpdate: bundle.nextUpdate }, 'generation active')
+  const { nextUpdate, leftOut } = bundle
+  log.info({ set, reloaded, nextUpdate, ...(leftOut.length > 0 && { leftOut }) }, 'generation active')
 }
 
 /** What the active generation was made of, beside it: a front that is restarted has nothing to reload. */
@@ -174,9 +181,7 @@ async function findLoaded(dir: string): Promise<FrontState['loaded']> {
   const set = await activeSet(dir)
   if (set === undefined) return undefined
   const text = await readFile(join(set, LOADED_FILE), 'utf8').catch(() => '')
-  const [id, instant] = text.trim().split(' ')
-  const refreshAt = new Date(instant ?? '')
-  return id === undefined || Number.isNaN(refreshAt.getTime()) ? undefined : { id, refreshAt }
+  return text === '' ? undefined : text.trim()
 }
 
 function hashOf(parts: readonly string[]): string {

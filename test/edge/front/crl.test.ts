@@ -8,7 +8,7 @@ import { derToPem, pemToDerAll } from '../../../src/core/x509/pem.ts'
 import { fetchCrlBundle, type PkiClient } from '../../../src/edge/front/crl.ts'
 import { reloadDelayMs } from '../../../src/edge/front/reload.ts'
 import { fill } from '../../../src/edge/front/render.ts'
-import { OIDS, type Authority } from '../../support/certificates.ts'
+import { makeDeviceCa, OIDS, type Authority } from '../../support/certificates.ts'
 import { temporaryDirectory } from '../../support/http.ts'
 import { makeCaller, makeCrl, makeHierarchy } from './stage.ts'
 
@@ -73,6 +73,34 @@ test('a CRL published again with nothing new in it is no news; a revocation is',
   assert.equal((await fetchBundle()).contentId, first.contentId)
   served.set(DEVICES, makeCrl(pki.devices, 7n, [revoked]))
   assert.notEqual((await fetchBundle()).contentId, first.contentId)
+})
+
+test('a copy is fresh enough for half of its life; without a fresher one there is no news, however old', async () => {
+  const HOUR = 3_600_000
+  const midnight = Date.UTC(2026, 0, 10)
+  const life = (ms: number, lifeMs: number) => ({ thisUpdate: new Date(ms), nextUpdate: new Date(ms + lifeMs) })
+  const serve = (number: bigint, ms: number) =>
+    served.set(DEVICES, makeCrl(pki.devices, number, [], pki.devices, life(ms, 24 * HOUR)))
+  // The root's is far past the half of its life, and there will be no other for months.
+  const old = life(midnight - 300 * 24 * HOUR, 396 * 24 * HOUR)
+  served.set('/crl/root.crl', makeCrl(pki.root, 1n, [], pki.root, old))
+  serve(10n, midnight + HOUR)
+  const first = await fetchBundle()
+  assert.equal((await fetchBundle()).contentId, first.contentId)
+  serve(11n, midnight + 11 * HOUR)
+  assert.equal((await fetchBundle()).contentId, first.contentId)
+  serve(12n, midnight + 13 * HOUR)
+  assert.notEqual((await fetchBundle()).contentId, first.contentId)
+})
+
+test('a CA that has run out is left out, with its CRL, and the others go on', async () => {
+  const expired = makeDeviceCa(pki.root, { notBefore: new Date(0), notAfter: new Date(Date.now() - 1000) }, 'gone')
+  served.set('/issuers.json', issuersJson(pki.root, expired))
+  served.delete(DEVICES)
+  const bundle = await fetchBundle()
+  assert.equal(pemToDerAll(bundle.issuersPem).length, 2)
+  assert.equal(pemToDerAll(bundle.crlPem, 'X509 CRL').length, 2)
+  assert.equal(bundle.leftOut.length, 1)
 })
 
 test('304 keeps what was verified before', async () => {

@@ -85,14 +85,15 @@ export function makeCrl(
   number: bigint,
   revoked: readonly Certificate[] = [],
   signer = issuer,
+  life: { readonly thisUpdate?: Date; readonly nextUpdate?: Date } = {},
 ): Buffer {
   const entries = revoked.map(({ serial }) =>
     encodeCrlEntry({ serial, revokedAt: new Date(Date.now() - 1000), reason: 'keyCompromise' }),
   )
   const tbs = encodeTbsCertList({
     issuer: issuer.certificate,
-    thisUpdate: new Date(Date.now() - 60_000),
-    nextUpdate: new Date(Date.now() + DAY_MS),
+    thisUpdate: life.thisUpdate ?? new Date(Date.now() - 60_000),
+    nextUpdate: life.nextUpdate ?? new Date(Date.now() + DAY_MS),
     number,
     entries: Buffer.concat(entries),
     oids: OIDS,

@@ -21,10 +21,10 @@ after(async () => {
 })
 
 test('a CRL row larger than any of ours is not read', async () => {
-  const bytes = (count: number) => `decode(repeat('00', ${count}), 'hex')`
+  const bytes = (count: number) => `convert_to(repeat('0', ${count}), 'UTF8')`
   await owner.raw(`insert into issuers (key_id, name, role, certificate, crl) values
     ('a', 'a', 'device', '', ${bytes(3)}), ('b', 'b', 'device', '', null), ('c', 'c', 'device', '', ${bytes(128 * 2 ** 20 + 1)})`)
-  assert.deepEqual(await findCrl(owner, 'a'), Buffer.alloc(3))
+  assert.deepEqual(await findCrl(owner, 'a'), Buffer.from('000'))
   assert.equal(await findCrl(owner, 'b'), undefined)
   assert.equal(await findCrl(owner, 'c'), undefined)
 })

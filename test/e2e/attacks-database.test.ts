@@ -16,6 +16,7 @@ import { readAccessGroups } from '../../src/core/x509/certpeer-extensions.ts'
 import { parseCertificate } from '../../src/core/x509/certificate.ts'
 import {
   assertRefused,
+  call,
   DatabaseOwner,
   enrollHolder,
   listProcesses,
@@ -49,6 +50,8 @@ let alice: Holder
 let bob: Holder
 /** Everybody who may be a peer of the gateway: key → addresses. */
 const rightful = new Map<string, string[]>()
+/** The same, by key. */
+const holders = new Map<string, Holder>()
 
 before(async () => {
   if (skip !== false) return
@@ -72,6 +75,7 @@ after(async () => {
 })
 
 function admit(holder: Holder): void {
+  holders.set(holder.publicKey, holder)
   rightful.set(holder.publicKey, (holder.certificate.addressBlocks ?? []).map(formatPrefix).sort())
 }
 
@@ -304,6 +308,14 @@ test('an older certificate of a device put back into its place stays out', { ski
 
 test('a device whose rows were deleted is revoked by name all the same', { skip }, async () => {
   assert.equal((await provision(lab, namespace, bob)).status, 200)
+  // Nor can the database undo it: its own function no longer takes anything away.
+  const [projector] = await owner.query<{ sql: string }>(
+    `select pg_get_functiondef('project_revocation'::regproc) as sql`,
+  )
+  assert.ok(projector)
+  const powerless = projector.sql.replace(/(as \$function\$)[^]*(\$function\$)/i, '$1 begin end $2')
+  assert.notEqual(powerless, projector.sql)
+  await owner.query(powerless)
   await owner.run(`
     delete from devices; delete from certificates where role = 'device'; delete from leases;
     update peers set serial = '0badc0de' where serial = '${bob.certificate.serial}'`)
@@ -314,6 +326,7 @@ test('a device whose rows were deleted is revoked by name all the same', { skip 
   assertRefused(await provision(lab, namespace, bob), /^(certificate_revoked|bad_client_certificate)$/, 'provisioning')
   assert.match(await ocsp(bob), /: revoked/)
   await assertUntouched('deleted rows')
+  await owner.query(projector.sql)
 })
 
 test(
@@ -435,6 +448,9 @@ test('poisoned bytes in every row that somebody reads', { skip, timeout: 90_000 
         for (const text of ['{', 'null', '{"network":7}']) await owner.notify(channel, text)
       await owner.refusals(await owner.forceSnapshot())
       await assertNoForeignPeer(name)
+      for (const view of ['devices', 'certificates', 'peers', 'gateways', 'peers/gone?serial=00']) {
+        await call(lab, namespace, { url: `${lab.ready?.apiUrl ?? ''}/v1/${view}`, credential: lab.operatorDir })
+      }
       await eventually('the server has read what is there', () => countRefusals() > seen)
 
       for (const row of rows) {
@@ -496,6 +512,21 @@ test('a revision set back, set far ahead, and tables that are away', { skip, tim
   }
   await owner.query(`update networks set revision = $1 where name = 'default'`, [back])
   await owner.query(`delete from peers where identity = $1`, [forged.uri])
+  // Instants that are none.
+  const [times] = await owner.query<{ seen: Date; ends: Date }>(
+    `select last_seen_at as seen, not_after as ends from gateways where name = 'local'`,
+  )
+  assert.ok(times)
+  await owner.run(`update gateways set last_seen_at = 'infinity', not_after = '-infinity';
+    update peers set not_before = '-infinity', not_after = 'infinity'`)
+  await owner.notify('certpeer_gateways', {})
+  await provision(lab, namespace, alice)
+  await call(lab, namespace, { url: `${lab.ready?.apiUrl ?? ''}/v1/peers`, credential: lab.operatorDir })
+  await call(lab, namespace, { url: `${lab.ready?.apiUrl ?? ''}/v1/gateways`, credential: lab.operatorDir })
+  await assertNoForeignPeer('instants that are none')
+  await owner.query('update gateways set last_seen_at = $1, not_after = $2', [times.seen, times.ends])
+  await owner.run('delete from peers')
+
   await owner.run('alter table peers rename to peers_away; alter table issuers rename to issuers_away')
   await owner.notify('certpeer_changes', { network: 'default/default', revision: 1 })
   await owner.notify('certpeer_crl', {})
@@ -505,7 +536,7 @@ test('a revision set back, set far ahead, and tables that are away', { skip, tim
 
   const heidi = await enrollHolder(lab, namespace, 'heidi')
   await provisionAndAwait(heidi)
-  await provisionAndAwait(alice)
+  for (const key of rightful.keys()) await provisionAndAwait(holders.get(key) ?? alice)
   await assertUntouched('after all of it')
   // The gateway has forgotten the session; taking the tunnel up anew is quicker than waiting until WireGuard notices.
   await lab.ok(namespace, ['device', 'down', '--dir', alice.dir])

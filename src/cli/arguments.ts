@@ -1,5 +1,5 @@
 /** Arguments that several commands take, parsed once and strictly. */
-import { InvalidArgumentError } from 'commander'
+import { InvalidArgumentError, Option } from 'commander'
 import type { Command } from 'commander'
 import { CertpeerError } from '../core/errors.ts'
 import type { Io } from './output.ts'
@@ -24,6 +24,13 @@ export function parsePositive(text: string): number {
   const number = /^[1-9][0-9]{0,9}$/.test(text) ? Number(text) : Number.NaN
   if (!Number.isSafeInteger(number)) throw new InvalidArgumentError('use a positive number.')
   return number
+}
+
+/** A duration option, in seconds; its default is shown as people write it. */
+export function durationOption(flags: string, description: string, fallback: string): Option {
+  return new Option(flags, description)
+    .argParser(parseDurationSeconds)
+    .default(parseDurationSeconds(fallback), fallback)
 }
 
 /** For options that may be given several times. */

@@ -1,6 +1,6 @@
 /** `certpeer gateway token|join|run`. */
 import type { Command } from 'commander'
-import { addOperatorOptions, collect, parseDurationSeconds, parsePortNumber, readToken } from './arguments.ts'
+import { addOperatorOptions, collect, durationOption, parsePortNumber, readToken } from './arguments.ts'
 import type { OperatorArguments } from './arguments.ts'
 import { printFields, printJson } from './output.ts'
 import type { Io } from './output.ts'
@@ -31,7 +31,7 @@ export function addGatewayCommands(program: Command, io: Io): void {
       .requiredOption('--gateway <name>', 'name of the gateway')
       .option('--network <name>', 'network it serves; may be given several times (default: "default")', collect)
       .option('--tenant <name>', 'tenant of these networks')
-      .option('--ttl <duration>', 'how long the token can be used', parseDurationSeconds, 3600)
+      .addOption(durationOption('--ttl <duration>', 'how long the token can be used, 10s to 7d', '1h'))
       .option('--replace', 'revoke the live certificate of that name when the token is used'),
     io,
   ).action(async (options: GatewayTokenOptions) => {

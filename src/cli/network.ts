@@ -47,8 +47,7 @@ export function addNetworkCommands(program: Command, io: Io): void {
   ).action(async (options: ShowOptions) => {
     const { withOperator } = await import('./operator-session.ts')
     const { networkListSchema } = await import('../core/messages/network-answers.ts')
-    const { verifyForOperator } = await import('./network-answer.ts')
-    const { stringify } = await import('yaml')
+    const { formatDocument, verifyForOperator } = await import('./network-answer.ts')
     const { CertpeerError } = await import('../core/errors.ts')
     await withOperator(options, io, async (session) => {
       const { json } = await session.authority.request({ method: 'GET', path: '/v1/networks' })
@@ -63,7 +62,7 @@ export function addNetworkCommands(program: Command, io: Io): void {
         )
       }
       if (options.json === true) printJson(io, documents)
-      else for (const document of documents) io.print(`---\n${stringify(document).trimEnd()}`)
+      else for (const document of documents) io.print(formatDocument(document))
     })
   })
 }

@@ -2,6 +2,7 @@
 import { CertpeerError } from '../core/errors.ts'
 import type { ApiClient } from '../platform/api-client/client.ts'
 import { systemNow } from '../platform/clock.ts'
+import { hasCredential } from '../platform/credentials.ts'
 import { clientFor, readFreshIdentity } from '../edge/client-certificate.ts'
 import type { OwnIdentity } from '../edge/client-certificate.ts'
 import type { OperatorArguments } from './arguments.ts'
@@ -34,6 +35,12 @@ export async function withOperator<T>(
 }
 
 async function openOperator({ operator }: OperatorArguments, io: Io): Promise<OperatorSession> {
+  if (!hasCredential(operator)) {
+    throw new CertpeerError(
+      'not_found',
+      `${operator} holds no credential: name an operator's directory with --operator or $CERTPEER_OPERATOR`,
+    )
+  }
   const own = await readFreshIdentity(operator, systemNow, (error) => {
     io.say(
       `certpeer: warning: the operator credential was not renewed yet: ${error instanceof Error ? error.message : ''}`,
@@ -42,7 +49,7 @@ async function openOperator({ operator }: OperatorArguments, io: Io): Promise<Op
   if (own.verified.identity.kind !== 'operator') {
     throw new CertpeerError(
       'config_invalid',
-      `${operator} holds the credential of a ${own.verified.role}, not of an operator: name another with --operator`,
+      `${operator} holds a credential of role ${own.verified.role}: name an operator's with --operator`,
     )
   }
   const authority = clientFor(own, own.credential.config.authorityUrl, TIMEOUT_MS)

@@ -3,7 +3,7 @@ import { Option } from 'commander'
 import type { Command } from 'commander'
 import { OPERATOR_ROLES } from '../core/messages/common.ts'
 import type { OperatorRole } from '../core/messages/common.ts'
-import { addOperatorOptions, collect, parseDurationSeconds, readToken } from './arguments.ts'
+import { addOperatorOptions, collect, durationOption, readToken } from './arguments.ts'
 import type { OperatorArguments } from './arguments.ts'
 import { printFields, printJson } from './output.ts'
 import type { Io } from './output.ts'
@@ -13,7 +13,7 @@ interface OperatorTokenOptions extends OperatorArguments {
   readonly name: string
   readonly role: OperatorRole
   readonly tenant?: string
-  readonly group: readonly string[]
+  readonly group?: readonly string[]
   readonly ttl: number
   readonly replace?: true
 }
@@ -26,9 +26,12 @@ export function addOperatorCommands(program: Command, io: Io): void {
       .description('make a token with which another operator joins; needs operator-admin')
       .requiredOption('--name <name>', 'name of the new operator')
       .addOption(new Option('--role <role>', 'what it may do').choices(OPERATOR_ROLES).makeOptionMandatory())
-      .option('--tenant <name>', 'confine it to one tenant')
-      .option('--group <name>', 'access group it may grant; may be given several times', collect, [])
-      .option('--ttl <duration>', 'how long the token can be used', parseDurationSeconds, 3600)
+      .option(
+        '--tenant <name>',
+        'tenant it is for; one of the whole trust domain is made with certpeer ca credential (default: yours, or "default")',
+      )
+      .option('--group <name>', 'access group it may grant; may be given several times', collect)
+      .addOption(durationOption('--ttl <duration>', 'how long the token can be used, 10s to 7d', '1h'))
       .option('--replace', 'revoke the live certificate of that name when the token is used'),
     io,
   ).action(async (options: OperatorTokenOptions) => {
@@ -39,7 +42,7 @@ export function addOperatorCommands(program: Command, io: Io): void {
         name,
         ...(tenant === undefined ? {} : { tenant }),
         networks: [],
-        groups: group,
+        groups: group ?? [],
         ttlSeconds: ttl,
         replace: replace === true,
       },

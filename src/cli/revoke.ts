@@ -5,7 +5,7 @@ import { CertpeerError } from '../core/errors.ts'
 import { parseMessage, REVOCATION_REASONS } from '../core/messages/common.ts'
 import type { RevocationReason } from '../core/messages/common.ts'
 import type { RevocationRequest } from '../core/messages/revocation.ts'
-import { addOperatorOptions, parseDurationSeconds } from './arguments.ts'
+import { addOperatorOptions, durationOption } from './arguments.ts'
 import type { OperatorArguments } from './arguments.ts'
 import { EXIT, printJson } from './output.ts'
 import type { ExitCode, Io } from './output.ts'
@@ -37,7 +37,7 @@ export function addRevokeCommand(program: Command, io: Io, exit: (code: ExitCode
       .option('--network <name>', 'network of the device')
       .addOption(new Option('--reason <reason>', 'why').choices(REVOCATION_REASONS).default('unspecified'))
       .option('--wait', 'until a CRL or OCSP answer that verifies here says so and every gateway has confirmed')
-      .option('--timeout <duration>', 'how long --wait waits', parseDurationSeconds, 30),
+      .addOption(durationOption('--timeout <duration>', 'how long --wait waits', '30s')),
     io,
   )
     .addHelpText('after', '\nExit code with --wait: 0 gone everywhere, 3 not confirmed everywhere yet.')

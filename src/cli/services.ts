@@ -49,14 +49,22 @@ export function addServiceCommands(program: Command, io: Io): void {
       const { ensureRoles } = await import('../platform/db/roles.ts')
       const { readSecretFile } = await import('../platform/files.ts')
       const { commandLog } = await import('./command-log.ts')
+      // Not the URL: it holds the owner's password.
+      const tellWhy = (error: unknown): never => {
+        if (!(error instanceof CertpeerError) || error.code !== 'unavailable') throw error
+        const cause = error.cause instanceof Error ? error.cause.message : 'no answer'
+        throw new CertpeerError('unavailable', `the database in DATABASE_URL cannot be used: ${cause}`, {
+          cause: error,
+        })
+      }
       const passwordIn = async (file: string) => (await readSecretFile(file, 'the password')).trim()
       await ensureRoles(ownerUrl, {
         ...(options.caPasswordFile === undefined ? {} : { caPassword: await passwordIn(options.caPasswordFile) }),
         ...(options.serverPasswordFile === undefined
           ? {}
           : { serverPassword: await passwordIn(options.serverPasswordFile) }),
-      })
-      const applied = await migrate({ ownerUrl, log: commandLog(io) })
+      }).catch(tellWhy)
+      const applied = await migrate({ ownerUrl, log: commandLog(io) }).catch(tellWhy)
       if (options.json === true) printJson(io, { applied })
       else io.print(applied.length === 0 ? 'nothing to do' : applied.join('\n'))
     })

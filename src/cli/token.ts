@@ -2,7 +2,7 @@
 import type { Command } from 'commander'
 import { parseMessage } from '../core/messages/common.ts'
 import type { Role } from '../core/messages/common.ts'
-import { addOperatorOptions, collect, parseDurationSeconds } from './arguments.ts'
+import { addOperatorOptions, collect, durationOption } from './arguments.ts'
 import type { OperatorArguments } from './arguments.ts'
 import { printJson } from './output.ts'
 import type { Io } from './output.ts'
@@ -37,8 +37,8 @@ export function addTokenCommands(program: Command, io: Io): void {
       .requiredOption('--device <name>', 'name of the device')
       .option('--network <name>', 'network it joins', 'default')
       .option('--tenant <name>', 'tenant, where the operator serves several')
-      .option('--group <name>', 'access group; may be given several times', collect, [])
-      .option('--ttl <duration>', 'how long the token can be used: 90s, 30m, 1h', parseDurationSeconds, 3600)
+      .option('--group <name>', 'access group; may be given several times', collect)
+      .addOption(durationOption('--ttl <duration>', 'how long the token can be used, 10s to 7d', '1h'))
       .option('--without-possession', 'accept a WireGuard key without proof (audited exception)')
       .option('--replace', 'revoke the live certificate of that name when the token is used'),
     io,

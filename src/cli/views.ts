@@ -24,8 +24,8 @@ const DEVICES = {
     item.name,
     `${item.tenant}/${item.network}`,
     item.status,
-    item.addresses.join(' '),
-    item.groups.join(' '),
+    item.addresses.join(' ') || '-',
+    item.groups.join(' ') || '-',
     proven(item.possession),
     item.serial ?? '-',
     item.notAfter ?? '-',
@@ -60,10 +60,10 @@ const GATEWAYS = {
   header: ['NAME', 'NETWORKS', 'CONNECTED', 'ENDPOINT', 'ADDRESSES', 'REVISIONS', 'LAST SEEN', 'NOT AFTER'],
   row: (item: GatewayView) => [
     item.name,
-    item.networks.join(' '),
+    item.networks.join(' ') || '-',
     item.connected ? 'yes' : 'no',
     item.endpoint ?? '-',
-    item.addresses.join(' '),
+    item.addresses.join(' ') || '-',
     Object.entries(item.revisions)
       .map(([network, revision]) => `${network}:${revision}`)
       .join(' '),

@@ -218,11 +218,11 @@ function refuseWrongToken(claims: TokenClaims, { expect, wireGuard, now = system
   if (expect !== undefined && kind !== expect) {
     throw new CertpeerError(
       'token_invalid',
-      `this token enrolls a ${kind}, not a ${expect}: use certpeer ${commandFor(kind)}`,
+      `this token is for the role ${kind}, not ${expect}: use certpeer ${commandFor(kind)}`,
     )
   }
   if (wireGuard !== (kind !== 'operator')) {
-    throw new CertpeerError('token_invalid', `a token for a ${kind} cannot be used here`)
+    throw new CertpeerError('token_invalid', `a token for the role ${kind} cannot be used here`)
   }
   // A convenience, not a guard: the authority decides by its own clock.
   if (claims.exp * 1000 < now().getTime()) {

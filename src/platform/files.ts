@@ -109,7 +109,7 @@ export async function lockDirectory(
   options: { code?: 'state_busy' | 'ledger_locked' } = {},
 ): Promise<DirectoryLock> {
   const path = join(directory, 'lock')
-  const handle = await open(path, constants.O_RDWR | constants.O_CREAT, 0o600)
+  const handle = await openLock(directory, path)
   try {
     if (!(await takeLock(handle.fd))) {
       const owner = /^[0-9]{1,10}$/.exec((await readFile(path, 'utf8')).trim())?.[0]
@@ -146,6 +146,23 @@ function takeLock(fd: number): Promise<boolean> {
       else reject(new CertpeerError('unavailable', `flock ended with status ${code ?? 'of a signal'}`))
     })
   })
+}
+
+async function openLock(directory: string, path: string): Promise<FileHandle> {
+  try {
+    return await open(path, constants.O_RDWR | constants.O_CREAT, 0o600)
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? error.code : undefined
+    if (code === 'ENOENT') {
+      throw new CertpeerError('not_found', `${directory} does not exist: name another directory`, { cause: error })
+    }
+    if (code === 'EACCES' || code === 'EROFS' || code === 'ENOTDIR') {
+      throw new CertpeerError('config_invalid', `${directory} is not a directory that this user can write`, {
+        cause: error,
+      })
+    }
+    throw error
+  }
 }
 
 async function openForReading(path: string, what: string): Promise<FileHandle> {

@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict'
+import { generateKeyPairSync } from 'node:crypto'
 import { test } from 'node:test'
+import { issueLocal } from '../../src/authority/local-credential.ts'
 import { OcspResponder } from '../../src/authority/ocsp.ts'
 import type { OperatorPrincipal } from '../../src/authority/principal.ts'
 import { revoke } from '../../src/authority/revoke.ts'
@@ -65,4 +67,15 @@ test('an operator of the whole trust domain does', async (t) => {
   const { answer } = await enrollDevice(stage, 'laptop')
   const wanted = { target: { kind: 'serial', serial: answer.serial }, reason: 'unspecified' } as const
   assert.equal((await revoke(stage.authority, ADMIN, wanted)).identity, answer.identity)
+})
+
+test('an operator asked for without its tenant is told in which tenant there is one', async (t) => {
+  const { authority } = await newNetworkStage(t)
+  const spki = generateKeyPairSync('ec', { namedCurve: 'P-256' }).publicKey.export({ type: 'spki', format: 'der' })
+  const made = { role: 'operator-enroller', name: 'eve', tenant: 'red', groups: [], dns: [], ips: [], spki } as const
+  await issueLocal(authority, made)
+  const wanted = { target: { kind: 'operator', name: 'eve' }, reason: 'unspecified' } as const
+  await assert.rejects(revoke(authority, ADMIN, wanted), { code: 'not_found', message: /one in tenant red: name the/ })
+  const within = { ...wanted, target: { ...wanted.target, tenant: 'red' } }
+  assert.equal((await revoke(authority, ADMIN, within)).already, false)
 })

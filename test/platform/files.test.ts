@@ -242,6 +242,10 @@ describe('lockDirectory', () => {
   })
 
   test('a directory that is not there', async () => {
-    await assert.rejects(lockDirectory(join(folder, 'missing')), { code: 'ENOENT' })
+    await assert.rejects(lockDirectory(join(folder, 'missing')), {
+      code: 'not_found',
+      message: /missing does not exist/,
+    })
+    await assert.rejects(lockDirectory('/dev/null'), { code: 'config_invalid', message: /is not a directory/ })
   })
 })

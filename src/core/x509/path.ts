@@ -185,7 +185,7 @@ function verifyUnder(issuer: Certificate, options: VerifyOptions): VerifiedCerti
   if (identity.kind === 'device') requireTenant(issuer, identity.tenant, options.trustDomain)
   requireBlockInside(certificate, issuer, role)
   if (options.roles?.includes(role) === false) {
-    throw bad(`belongs to a ${role}; here it takes a certificate of a ${options.roles.join(' or ')}`)
+    throw bad(`has the role ${role}; here it takes ${options.roles.join(' or ')}`)
   }
   requireValid(certificate, now, 'certificate')
   requireValid(issuer, now, 'issuing CA')

@@ -4,7 +4,7 @@ import { parseCertificate } from '../../core/x509/certificate.ts'
 import type { Certificate } from '../../core/x509/certificate.ts'
 import { pemToDer } from '../../core/x509/pem.ts'
 import type { Now } from '../../platform/clock.ts'
-import { readCredential } from '../../platform/credentials.ts'
+import { hasCredential, readCredential } from '../../platform/credentials.ts'
 import type { Credential } from '../../platform/credentials.ts'
 import { renew } from '../enrollment.ts'
 import { isRenewalDue } from '../renewal-window.ts'
@@ -21,6 +21,12 @@ export interface ServerCertificateOptions {
 export async function readServerCertificate(
   dir: string,
 ): Promise<{ credential: Credential; certificate: Certificate }> {
+  if (!hasCredential(dir)) {
+    throw new CertpeerError(
+      'not_found',
+      `${dir} holds no credential: make one with certpeer ca credential --role server and put it there`,
+    )
+  }
   const credential = await readCredential(dir)
   if (credential.config.role !== 'server') {
     throw new CertpeerError(

@@ -24,7 +24,7 @@ const ENDPOINT = /^(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}
 
 /**
  * Enrolls beside what the directory holds and takes its place only when the new credential is complete. Throws what
- * `enroll` throws, already_exists when the directory is somebody else's, config_invalid for an endpoint that is none.
+ * `enroll` throws, already_exists when the directory is somebody else's, usage for an endpoint that is none.
  */
 export async function joinGateway(options: JoinOptions): Promise<Credential> {
   const { token, dir, endpoint, wireguardPort, signal } = options
@@ -71,5 +71,5 @@ function ignoreOlder(error: unknown): void {
 function requireEndpoint(endpoint: string): void {
   const port = Number(ENDPOINT.exec(endpoint)?.[1])
   if (port >= 1 && port <= 65_535) return
-  throw new CertpeerError('config_invalid', `endpoint ${JSON.stringify(endpoint.slice(0, 80))} must be HOST:PORT`)
+  throw new CertpeerError('usage', `endpoint ${JSON.stringify(endpoint.slice(0, 80))} must be HOST:PORT`)
 }

@@ -9,7 +9,7 @@ const pathSchema = z
   .max(4096)
   .regex(/^\/[A-Za-z0-9._/@+=,:~ -]*$/, 'must be an absolute path of letters, digits and . _ / @ + = , : ~ - or space')
 const port = z.int().min(1).max(65_535)
-const sourceSchema = z.string().regex(/^(https?:\/\/\S+|unix:\/\S+)$/, 'must be http://, https:// or unix:/PATH')
+const sourceSchema = z.string().regex(/^(https?:\/\/\S+|unix:\/.+)$/, 'must be http://, https:// or unix:/PATH')
 
 export const frontConfigSchema = z.strictObject({
   /** Address that every listener binds. */

@@ -78,7 +78,7 @@ describe('gateway join', () => {
     test(`endpoint ${JSON.stringify(endpoint)} is refused before the token is spent`, async () => {
       const fresh = await token(`e${Buffer.from(endpoint).toString('hex').slice(0, 20)}`)
       const dir = stage.at('never')
-      await assert.rejects(joinGateway({ token: fresh, dir, ...settings, endpoint }), { code: 'config_invalid' })
+      await assert.rejects(joinGateway({ token: fresh, dir, ...settings, endpoint }), { code: 'usage' })
       assert.equal(existsSync(dir), false)
     })
   }

@@ -177,6 +177,16 @@ describe('a tunnel interface', { skip: withoutWireGuard() }, () => {
     again.close()
   })
 
+  test('is removed only for the key it holds', async () => {
+    const tunnel = await open()
+    await tunnel.configure(settings)
+    const other = wireGuardKeyFromBytes(x25519PublicFromPrivate(Buffer.alloc(32, 7)))
+    assert.equal(await removeInterface(name, namespace.run, other), false)
+    assert.equal(await isConfigured(tunnel, settings, { run: namespace.run }), true)
+    assert.equal(await removeInterface(name, namespace.run, settings.publicKey), true)
+    tunnel.close()
+  })
+
   test('a stale socket alone goes with the interface', async () => {
     for (const remove of [(tunnel: TunnelInterface) => tunnel.remove(), () => removeInterface(name, namespace.run)]) {
       const tunnel = await open('uapi')

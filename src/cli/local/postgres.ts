@@ -14,6 +14,7 @@ import {
   SUPERUSER,
   waitUntilReady,
 } from '../../platform/db/embedded.ts'
+import { CertpeerError, errorCode } from '../../core/errors.ts'
 import { migrate } from '../../platform/db/migrate.ts'
 import { CA_ROLE, ensureRoles, SERVER_ROLE } from '../../platform/db/roles.ts'
 import { makePrivateDirectory, readSecretFile, writeFileAtomic } from '../../platform/files.ts'
@@ -22,6 +23,7 @@ import type { StatePaths } from './options.ts'
 import type { Supervisor } from './supervisor.ts'
 
 const DATABASE = 'certpeer'
+const GIVEN_TIMEOUT_MS = 10_000
 
 /** Starts or finds the database, brings roles and schema up to date, and leaves each process its own URL file. */
 export async function startPostgres(
@@ -33,13 +35,27 @@ export async function startPostgres(
   const given = process.env['DATABASE_URL']
   const ownerUrl = given ?? (await startEmbedded(paths, supervisor, signal))
   if (signal.aborted) return
-  await waitUntilReady(ownerUrl, { signal })
+  if (given !== undefined) await waitForGiven(given, signal)
   await migrate({ ownerUrl, log })
   const caPassword = await passwordOf(paths.caDatabaseUrl)
   const serverPassword = await passwordOf(paths.serverDatabaseUrl)
   await ensureRoles(ownerUrl, { caPassword, serverPassword })
   await writeUrl(paths.ca, paths.caDatabaseUrl, roleUrl(ownerUrl, CA_ROLE, caPassword))
   await writeUrl(paths.server, paths.serverDatabaseUrl, roleUrl(ownerUrl, SERVER_ROLE, serverPassword))
+}
+
+/** A database of somebody else's: it should be there already, and its log is not ours to point at. */
+async function waitForGiven(url: string, signal: AbortSignal): Promise<void> {
+  try {
+    await waitUntilReady(url, { signal, timeoutMs: GIVEN_TIMEOUT_MS })
+  } catch (error) {
+    if (errorCode(error) !== 'timeout') throw error
+    const { cause } = error as Error
+    const why = cause instanceof Error && 'code' in cause ? ` (${String(cause.code)})` : ''
+    throw new CertpeerError('unavailable', `the database of DATABASE_URL does not answer${why}; is it running there?`, {
+      cause,
+    })
+  }
 }
 
 async function startEmbedded(paths: StatePaths, supervisor: Supervisor, signal: AbortSignal): Promise<string> {

@@ -1,4 +1,5 @@
 /** What must be true before `up` starts anything: each fault is one line that says what to do. */
+import { lookup } from 'node:dns/promises'
 import { accessSync, constants, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { createSocket } from 'node:dgram'
@@ -53,6 +54,19 @@ export function checkGatewayPrivileges(): void {
     throw new CertpeerError(
       'missing_privilege',
       'the local gateway needs CAP_NET_ADMIN: run as root, or add --no-gateway to start everything else',
+    )
+  }
+}
+
+/** The gateway and this machine's operator use the same URLs as everybody else. */
+export async function checkHostname(hostname: string): Promise<void> {
+  try {
+    await lookup(hostname)
+  } catch (cause) {
+    throw new CertpeerError(
+      'config_invalid',
+      `--hostname ${hostname} cannot be resolved on this machine; add it to the DNS or to /etc/hosts`,
+      { cause },
     )
   }
 }

@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { CertpeerError } from '../../core/errors.ts'
+import { CertpeerError, errorCode } from '../../core/errors.ts'
 import { formatPrefix, parsePrefix } from '../../core/ipam/prefix.ts'
 import { lockDirectory, writeFileAtomic } from '../../platform/files.ts'
 import { statePaths, type StatePaths, type UpOptions } from './options.ts'
@@ -89,6 +89,7 @@ async function takeLock(dir: string) {
     try {
       return await lockDirectory(dir)
     } catch (error) {
+      if (errorCode(error) !== 'state_busy') throw error
       // A predecessor that was just killed may still be ending.
       if (Date.now() > deadline) {
         throw new CertpeerError('state_busy', `another certpeer uses ${dir}; stop it, or choose another --state-dir`, {

@@ -11,7 +11,7 @@ import { aborted } from '../../platform/lifecycle.ts'
 import { createLogger, type Logger } from '../../platform/log.ts'
 import { startPostgres } from './postgres.ts'
 import { endpointsOf, gatewayEndpoint, parseUpOptions, type UpArguments, type UpOptions } from './options.ts'
-import { checkGatewayPrivileges, checkPortsFree, checkSocketPaths, requireProgram } from './preflight.ts'
+import { checkGatewayPrivileges, checkHostname, checkPortsFree, checkSocketPaths, requireProgram } from './preflight.ts'
 import { defaultNetwork, openStateDir, writeState, type LocalState, type OpenState } from './state-dir.ts'
 import { Supervisor } from './supervisor.ts'
 import { ensurePki, ensureOperatorCredential, LOCAL_TENANT, writeAuthorityConfig } from './authority.ts'
@@ -49,6 +49,7 @@ export async function runUp(args: UpArguments, io: UpIo, signal: AbortSignal): P
     requireProgram('ip', 'iproute2')
     checkGatewayPrivileges()
   }
+  if (options.hostname !== undefined) await checkHostname(options.hostname)
   const state = await openStateDir(options)
   const { paths } = state
   const log = createLogger({ name: 'up', destination: { file: `${paths.log}/up.log` } })

@@ -3,6 +3,7 @@
  * costs what it changes; every so often the whole device is read, and whatever somebody edited by hand is undone.
  */
 import { errorCode } from '../../core/errors.ts'
+import type { JournalRecord } from '../../core/messages/gateway-journal.ts'
 import type { UpMessage } from '../../core/messages/stream.ts'
 import { diffPeers } from '../../core/wireguard/diff.ts'
 import type { WireGuardKey } from '../../core/wireguard/key.ts'
@@ -24,6 +25,11 @@ export interface LoopOptions {
   readonly device: RepairableDevice
   /** Writes down what the session has decided. Must not reject: a full disk does not stop tunnels. */
   readonly persist: (work: Work) => Promise<void>
+  /**
+   * Resolves when what was persisted would survive a power cut. Awaited before a removal is acknowledged, since whoever
+   * was told "gone" must not see the peer come back with the machine. Must not reject.
+   */
+  readonly makeDurable?: () => Promise<void>
   /** Sends to the control plane; lost without harm when nobody is connected. */
   readonly send: (message: UpMessage) => void
   readonly clock: Now
@@ -48,6 +54,11 @@ export class ReconcileLoop {
   #notBeforeMs = 0
   #pendingKeys = new Set<WireGuardKey>()
   readonly #pendingAcks = new Map<string, Acknowledgement>()
+  /** What the device has confirmed and nobody has been told yet. */
+  readonly #confirmed = new Map<string, Acknowledgement>()
+  /** Access has been taken away, and it is not on disk for certain. */
+  #mustSync = false
+  #isTelling = false
   #failedKeys: ReadonlySet<WireGuardKey> = new Set()
   /** Where peers were last seen: after a re-add the device can start the handshake itself. */
   #lastEndpoints = new Map<WireGuardKey, string>()
@@ -114,6 +125,7 @@ export class ReconcileLoop {
     for (const key of work.changedKeys) this.#pendingKeys.add(key)
     for (const ack of work.acks) this.#pendingAcks.set(ack.kind === 'crl' ? ack.issuerKeyId : ack.network, ack)
     if (work.documents.length > 0) this.#repairDue = true
+    if (work.crls.length > 0 || work.records.some(takesAway)) this.#mustSync = true
     for (const notice of work.notices) this.#log(notice)
     for (const reply of work.replies) send(reply)
     // Before the device: an agent that is killed in between finds its decision and carries it out.
@@ -224,9 +236,25 @@ export class ReconcileLoop {
   }
 
   #acknowledge(): void {
-    const { session, send } = this.#options
-    for (const ack of this.#pendingAcks.values()) send(session.acknowledgement(ack))
+    for (const [what, ack] of this.#pendingAcks) this.#confirmed.set(what, ack)
     this.#pendingAcks.clear()
+    if (!this.#isTelling) void this.#tell()
+  }
+
+  /** In order, and beside the loop: the next change does not wait for the disk. */
+  async #tell(): Promise<void> {
+    const { session, send, makeDurable } = this.#options
+    this.#isTelling = true
+    while (this.#confirmed.size > 0) {
+      const acks = [...this.#confirmed.values()]
+      this.#confirmed.clear()
+      if (this.#mustSync && makeDurable !== undefined) {
+        this.#mustSync = false
+        await makeDurable()
+      }
+      for (const ack of acks) send(session.acknowledgement(ack))
+    }
+    this.#isTelling = false
   }
 
   #fail(err: unknown): void {
@@ -267,6 +295,10 @@ export class ReconcileLoop {
   #log({ level, message, fields }: Notice): void {
     this.#options.log[level](fields, message)
   }
+}
+
+function takesAway({ type }: JournalRecord): boolean {
+  return type === 'gone' || type === 'revoked'
 }
 
 /** The peer's device goes on with its old session for up to 15 s; a handshake from this side ends that at once. */

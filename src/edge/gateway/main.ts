@@ -73,6 +73,7 @@ export async function runGateway(options: GatewayOptions): Promise<void> {
     session,
     device: tunnel ?? withoutRepair(options.device),
     persist: (work) => persist(store, work),
+    makeDurable: () => store.makeDurable(),
     send: (message) => stream.send(message),
     clock,
     log,

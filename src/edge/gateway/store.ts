@@ -1,7 +1,8 @@
 /**
  * What a gateway knows, on its disk: a journal of verified certificates and what became of them, and a file for each CRL
- * and network document. Appended before the device is touched, so that an agent that is killed finds
- * what it had decided; made durable a moment later. A disk that fails stops nothing: it is told, and tried again.
+ * and network document. Appended before the device is touched, so that an agent that is killed finds what it had
+ * decided; durable a moment later, and before anybody is told that a peer is gone. A disk that fails stops nothing: it
+ * is told, and tried again.
  */
 import { constants } from 'node:fs'
 import { open, readdir, type FileHandle } from 'node:fs/promises'
@@ -38,9 +39,14 @@ export class GatewayStore {
   /** Some of what should be there is not: everything has to be written anew. */
   #isBehind = false
   #triedAtMs = -Infinity
+  #isSynced = true
   #syncTimer: NodeJS.Timeout | undefined
+  #retryTimer: NodeJS.Timeout | undefined
   /** One thing at a time. */
   #tail: Promise<void> = Promise.resolve()
+  /** Files beside the journal that are not written yet, by name; a large CRL must not hold up a removal. */
+  readonly #unsaved = new Map<string, string | Buffer>()
+  #filesTail: Promise<void> = Promise.resolve()
 
   constructor(options: StoreOptions) {
     this.#options = options
@@ -62,10 +68,16 @@ export class GatewayStore {
         return
       }
       this.#journal ??= await open(join(this.#folder, JOURNAL), constants.O_WRONLY | constants.O_APPEND, 0o600)
+      this.#isSynced = false
       await this.#journal.appendFile(encode(records))
       this.#lines += records.length
       this.#syncSoon()
     })
+  }
+
+  /** Resolves when what was appended so far would survive a power cut, or has failed and been told. Never rejects. */
+  makeDurable(): Promise<void> {
+    return this.#queue(() => this.#sync())
   }
 
   /** Writes the journal anew from what is known. Never rejects. */
@@ -75,41 +87,57 @@ export class GatewayStore {
 
   /** Never rejects. */
   saveCrls(crls: readonly { readonly issuerKeyId: string; readonly crl: Crl }[]): Promise<void> {
-    return this.#queue(async () => {
-      for (const { issuerKeyId, crl } of crls) {
-        await writeFileAtomic(join(this.#folder, `${issuerKeyId}.crl`), crl.der, { mode: 0o600 })
-      }
-    })
+    for (const { issuerKeyId, crl } of crls) this.#unsaved.set(`${issuerKeyId}.crl`, crl.der)
+    return this.#saveFiles()
   }
 
   /** Never rejects. */
   saveDocuments(documents: readonly VerifiedNetworkDocument[]): Promise<void> {
-    return this.#queue(async () => {
-      for (const { jws, document } of documents) {
-        const name = `${document.tenant}.${document.network}.jws`
-        await writeFileAtomic(join(this.#folder, name), jws, { mode: 0o600 })
-      }
-    })
+    for (const { jws, document } of documents) this.#unsaved.set(`${document.tenant}.${document.network}.jws`, jws)
+    return this.#saveFiles()
   }
 
   /** Waits for what is under way and makes it durable. */
   async close(): Promise<void> {
-    clearTimeout(this.#syncTimer)
+    await this.#filesTail
     await this.#queue(async () => {
-      await this.#journal?.datasync()
+      await this.#sync()
       await this.#closeJournal()
     })
+    clearTimeout(this.#syncTimer)
+    clearTimeout(this.#retryTimer)
   }
 
   #queue(act: () => Promise<void>): Promise<void> {
     this.#tail = this.#tail.then(act).catch(async (err: unknown) => {
-      const isNews = !this.#isBehind
-      this.#isBehind = true
-      this.#triedAtMs = Date.now()
       await this.#closeJournal().catch(() => undefined)
-      if (isNews) this.#options.log.error({ err, folder: this.#folder }, 'gateway state cannot be written; going on')
+      this.#fallBehind(err)
     })
     return this.#tail
+  }
+
+  #saveFiles(): Promise<void> {
+    this.#filesTail = this.#filesTail
+      .then(async () => {
+        for (const [name, data] of [...this.#unsaved]) {
+          await writeFileAtomic(join(this.#folder, name), data, { mode: 0o600 })
+          if (this.#unsaved.get(name) === data) this.#unsaved.delete(name)
+        }
+      })
+      .catch((err: unknown) => this.#fallBehind(err))
+    return this.#filesTail
+  }
+
+  #fallBehind(err: unknown): void {
+    const isNews = !this.#isBehind
+    this.#isBehind = true
+    this.#triedAtMs = Date.now()
+    // Also when nothing happens any more that would be appended.
+    this.#retryTimer ??= setTimeout(() => {
+      this.#retryTimer = undefined
+      if (this.#isBehind) void this.rewrite()
+    }, TRY_AGAIN_MS).unref()
+    if (isNews) this.#options.log.error({ err, folder: this.#folder }, 'gateway state cannot be written; going on')
   }
 
   async #rewrite(): Promise<void> {
@@ -119,6 +147,8 @@ export class GatewayStore {
     await writeFileAtomic(join(this.#folder, JOURNAL), encode(records), { mode: 0o600 })
     this.#lines = records.length
     this.#linesAtRewrite = records.length
+    this.#isSynced = true
+    if (this.#unsaved.size > 0) void this.#saveFiles()
     if (this.#isBehind) this.#options.log.info({ folder: this.#folder }, 'gateway state is written again')
     this.#isBehind = false
   }
@@ -133,10 +163,16 @@ export class GatewayStore {
     await journal?.close()
   }
 
+  async #sync(): Promise<void> {
+    if (this.#isSynced) return
+    await this.#journal?.datasync()
+    this.#isSynced = true
+  }
+
   #syncSoon(): void {
     this.#syncTimer ??= setTimeout(() => {
       this.#syncTimer = undefined
-      void this.#queue(async () => this.#journal?.datasync())
+      void this.makeDurable()
     }, SYNC_AFTER_MS).unref()
   }
 }
@@ -156,8 +192,10 @@ export async function loadStore(dir: string, log: Logger): Promise<SavedState> {
     }
   }
   const { records, damaged } = parseJournal((await readBounded(join(folder, JOURNAL))).toString('utf8'))
-  if (damaged > 0) log.warn({ damaged, kept: records.length }, 'lines of the gateway journal cannot be read')
-  return { records, crls, documents }
+  if (damaged === 0) return { records, crls, documents }
+  log.warn({ damaged, kept: records.length }, 'lines of the gateway journal cannot be read')
+  // What stood in them has to be said again: a revision would claim that all of it is here.
+  return { records: records.filter(({ type }) => type !== 'revision'), crls, documents }
 }
 
 function parseJournal(text: string): { records: JournalRecord[]; damaged: number } {

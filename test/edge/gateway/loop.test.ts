@@ -72,6 +72,34 @@ describe('the loop', () => {
     assert.equal(device.keys().length, 1)
   })
 
+  test('says that a peer is gone when that is on disk for certain; the device does not wait for it', async () => {
+    let release: () => void = () => undefined
+    const patient = new ReconcileLoop({
+      session,
+      device: { read: () => device.read(), apply: (changes) => device.apply(changes), repair: () => device.read() },
+      persist: () => Promise.resolve(),
+      makeDurable: () => new Promise((resolve) => (release = resolve)),
+      send: (message) => sent.push(message),
+      clock: () => at(0),
+      log: silentLogger(),
+      reconcileMs: 3_600_000,
+    })
+    const certificate = world.makeDevice(2)
+    session.receive(world.set(2, certificate), NOW)
+    await patient.step()
+    assert.deepEqual(revisions(), [2])
+    session.receive(world.remove(3, certificate), NOW)
+    await patient.step()
+    assert.deepEqual(device.keys(), [])
+    session.receive(world.set(4, world.makeDevice(3)), NOW)
+    await patient.step()
+    assert.equal(device.keys().length, 1)
+    assert.deepEqual(revisions(), [2], 'revision 4 would say that 3 is done')
+    release()
+    await new Promise((resolve) => setImmediate(resolve))
+    assert.deepEqual(revisions(), [2, 3, 4])
+  })
+
   test('touches only what has changed, removals first, and never removes what is only renewed', async () => {
     const [a, b, c] = [newWireGuardKey(), newWireGuardKey(), newWireGuardKey()]
     const first = world.makeDevice(2, { key: a })

@@ -19,7 +19,7 @@ import { GatewayStore, loadStore } from '../../../src/edge/gateway/store.ts'
 import { createLogger, silentLogger } from '../../../src/platform/log.ts'
 import { run } from '../../../src/platform/spawn.ts'
 import { NOW } from '../../support/certificates.ts'
-import { at, failures, GatewayWorld } from '../../support/gateway-world.ts'
+import { at, failures, GatewayWorld, NETWORK } from '../../support/gateway-world.ts'
 
 const log = silentLogger()
 let world: GatewayWorld
@@ -134,6 +134,21 @@ describe('the store', () => {
     assert.equal(failures(again)[certificate.serial], 'certificate_revoked')
   })
 
+  test('after damage it does not claim a revision: what was lost has to be said again', async () => {
+    fill(2, 5)
+    await save()
+    const lines = readFileSync(journal(), 'utf8').split('\n')
+    const index = lines.findIndex((line) => line.includes('"peer"'))
+    lines[index] = lines[index]?.replace('"peer"', '"pear"') ?? ''
+    writeFileSync(journal(), lines.join('\n'))
+    const again = await restarted()
+    assert.equal(again.peerCount, 3)
+    again.connected(NOW)
+    assert.deepEqual(again.takeWork().replies, [
+      { type: 'hello', endpoint: 'gw.example:51820', revisions: { [NETWORK]: 0 } },
+    ])
+  })
+
   test('grows by what happens and is written anew when it has grown', async () => {
     const record: JournalRecord = { type: 'gone', identity: 'spiffe://x/y' }
     await store.append(Array.from({ length: 10_001 }, () => record))
@@ -168,9 +183,16 @@ describe('a disk that is full', { skip: process.getuid?.() === 0 ? false : 'moun
     assert.equal(small.isBehind, true)
     assert.equal(lines.length, 1)
     assert.equal(session.peerCount, 58)
+    session.receive(world.crlMessage(world.deviceCa, { thisUpdate: -1000 }), NOW)
+    const { crls } = session.takeWork()
+    assert.equal(crls.length, 1)
+    assert.throws(() => appendFileSync(join(mount, 'ballast'), Buffer.alloc(256 * 1024)), { code: 'ENOSPC' })
+    await small.saveCrls(crls)
     rmSync(join(mount, 'ballast'))
     await small.rewrite()
+    await small.close()
     assert.equal(small.isBehind, false)
+    assert.ok(crls.every(({ issuerKeyId }) => existsSync(join(mount, 'peers', `${issuerKeyId}.crl`))))
     assert.ok(existsSync(join(mount, 'peers', 'journal.ndjson')))
     const { records } = await loadStore(mount, log)
     assert.equal(records.filter(({ type }) => type === 'peer').length, 58)

@@ -12,7 +12,8 @@ import type { Now } from '../../platform/clock.ts'
 import type { Logger } from '../../platform/log.ts'
 import type { WireGuardDevice } from '../tunnel/port.ts'
 import { isAborted } from './aborted.ts'
-import type { Acknowledgement, GatewaySession, Notice, Work } from './session.ts'
+import type { Notice } from './outbox.ts'
+import type { Acknowledgement, GatewaySession, Work } from './session.ts'
 
 /** A device that can be put back in place when it has gone. */
 export interface RepairableDevice extends WireGuardDevice {

@@ -114,7 +114,7 @@ export async function enroll(options: EnrollOptions): Promise<Enrolled> {
     // for a spent token first: nothing was issued.
     if (errorCode(error) !== 'challenge_unknown') throw error
     pending = await prepare()
-    body = await sendAgain(api, '/v1/certificates', pending.request, signal)
+    body = await sendAgain(api, '/v1/certificates', pending.request, signal).catch(throwFirstFailure)
   }
   const answer = parseMessage(certificateAnswerSchema, body, 'certificate answer')
   const verified = verifyAnswer(answer, keys, pinned, now())
@@ -184,7 +184,7 @@ export async function renew({ dir, now = systemNow, source, signal }: RenewOptio
   const body = await send().catch((error: unknown) => {
     // The authority was started again since it made the challenge.
     if (errorCode(error) !== 'challenge_unknown') throw error
-    return send()
+    return send().catch(throwFirstFailure)
   })
   const answer = parseMessage(certificateAnswerSchema, body, 'certificate answer')
   const verified = verifyAnswer(answer, keys, pinned, now())
@@ -362,16 +362,28 @@ async function answerChallenge({ api, pinned, keys, credentialHash, profile }: C
 /** Sends `body`, byte for byte the same again while the answer is lost; what the authority refuses is thrown at once. */
 async function sendAgain(api: ApiClient, path: string, body: unknown, signal?: AbortSignal): Promise<unknown> {
   const raw = Buffer.from(JSON.stringify(body))
+  let first: unknown
   for (let attempt = 1; ; attempt++) {
     try {
       const { json } = await api.request({ method: 'POST', path, raw: { contentType: 'application/json', body: raw } })
       return json
     } catch (error) {
+      if (errorCode(error) === 'challenge_unknown' && first !== undefined) {
+        throw new CertpeerError('challenge_unknown', 'the challenge was spent by an attempt that failed', {
+          cause: first,
+        })
+      }
       const lost = errorCode(error) === 'unavailable' || errorCode(error) === 'timeout'
+      first ??= error
       if (!lost || attempt === SEND_ATTEMPTS || signal?.aborted === true) throw error
       await sleep(250 * 2 ** attempt, signal)
     }
   }
+}
+
+/** A spent challenge is no news; why the attempt that spent it failed (a full disk) is. */
+function throwFirstFailure(error: unknown): never {
+  throw errorCode(error) === 'challenge_unknown' && error instanceof Error ? (error.cause ?? error) : error
 }
 
 /** The certificate verifies under the pinned root and holds our own two keys. */

@@ -7,8 +7,8 @@ import type { ExitCode, Io } from './output.ts'
 
 interface DoctorOptions {
   readonly stateDir: string
-  readonly listen: string
-  readonly basePort: number
+  readonly listen?: string
+  readonly basePort?: number
   readonly wireguardPort: number
   readonly json?: true
 }
@@ -36,13 +36,17 @@ export function addMachineCommands(program: Command, io: Io, exit: (code: ExitCo
     .command('doctor')
     .description('check what certpeer relies on; a line a check, with what to do')
     .option('--state-dir <dir>', 'state directory of up', './var')
-    .option('--listen <address>', 'IP address that up listens on', '127.0.0.1')
-    .option('--base-port <port>', 'first of the five ports', parsePortNumber, 8443)
+    .option('--listen <address>', 'IP address that up listens on (default: as it last did, else 127.0.0.1)')
+    .option('--base-port <port>', 'first of the five ports (default: as up last had, else 8443)', parsePortNumber)
     .option('--wireguard-port <port>', 'UDP port of the local gateway', parsePortNumber, 51_820)
     .option('--json', 'print one JSON value')
     .action(async (options: DoctorOptions) => {
       const { formatResult, runDoctor } = await import('./doctor/doctor.ts')
-      const results = await runDoctor({ ...options, now: () => new Date() })
+      const { findState } = await import('./local/state-dir.ts')
+      const last = findState(options.stateDir)
+      const listen = options.listen ?? last?.listen ?? '127.0.0.1'
+      const basePort = options.basePort ?? last?.basePort ?? 8443
+      const results = await runDoctor({ ...options, listen, basePort, now: () => new Date() })
       if (options.json === true) printJson(io, results)
       else for (const result of results) io.print(formatResult(result))
       if (results.some(({ status }) => status === 'fail')) exit(EXIT.failed)

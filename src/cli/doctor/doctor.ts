@@ -6,11 +6,12 @@ import { checkClock } from './clock.ts'
 import { checkDatabase } from './database.ts'
 import { checkPki, checkRootKey } from './pki.ts'
 import { checkPorts } from './ports.ts'
-import { checkNginx, checkNode, checkWireGuard } from './programs.ts'
+import { checkNginx, checkNode, checkTools, checkWireGuard } from './programs.ts'
 
 const CHECKS: readonly (readonly [name: string, check: Check])[] = [
   ['node', checkNode],
   ['nginx', checkNginx],
+  ['tools', checkTools],
   ['wireguard', checkWireGuard],
   ['ports', checkPorts],
   ['clock', checkClock],

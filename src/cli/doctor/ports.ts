@@ -1,25 +1,35 @@
-/** The five ports: free, or held by the certpeer that runs out of this state directory. */
-import { existsSync, readFileSync } from 'node:fs'
+/** The five ports and WireGuard's: free, or held by the certpeer that runs out of this state directory. */
+import { isIPv6 } from 'node:net'
+import { silentLogger } from '../../platform/log.ts'
+import { findLeftInterface, isNginxRunning } from '../local/leftovers.ts'
 import { statePaths } from '../local/options.ts'
-import { isTcpPortFree } from '../local/preflight.ts'
-import { fail, pass, type Check } from './check.ts'
+import { isTcpPortFree, isUdpPortFree } from '../local/preflight.ts'
+import { fail, pass, warn, type Check, type CheckResult } from './check.ts'
 
 const LISTENERS = ['enroll', 'authority', 'api', 'gateways', 'pki'] as const
 
-export const checkPorts: Check = async ({ stateDir, listen, basePort }) => {
-  const running = isRunning(statePaths(stateDir).nginxPid)
+export const checkPorts: Check = async ({ stateDir, listen, basePort, wireguardPort }) => {
+  const paths = statePaths(stateDir)
   const taken: string[] = []
   for (const [index, listener] of LISTENERS.entries()) {
     if (!(await isTcpPortFree(listen, basePort + index))) taken.push(`${listener} ${basePort + index}`)
   }
-  if (taken.length === 0) return [pass('ports', `${basePort} to ${basePort + 4} on ${listen} are free`)]
-  if (running) return [pass('ports', `held by the certpeer that runs from ${stateDir}: ${taken.join(', ')}`)]
-  return [fail('ports', `in use by something else: ${taken.join(', ')}`, 'stop what uses them, or pass --base-port')]
-}
-
-/** True when the pid file names a living process. */
-function isRunning(pidFile: string): boolean {
-  if (!existsSync(pidFile)) return false
-  const pid = Number(readFileSync(pidFile, 'utf8').trim())
-  return Number.isSafeInteger(pid) && pid > 1 && existsSync(`/proc/${pid}`)
+  const range = `${basePort} to ${basePort + LISTENERS.length - 1} on ${listen}`
+  const results: CheckResult[] = []
+  if (taken.length === 0) results.push(pass('ports', `${range} are free`))
+  else if (isNginxRunning(paths))
+    results.push(pass('ports', `${range}: held by the certpeer that runs from ${stateDir}`))
+  else {
+    const advice = 'stop what uses them, or pass --base-port or --listen'
+    results.push(fail('ports', `not free on ${listen}: ${taken.join(', ')}`, advice))
+  }
+  if (await isUdpPortFree(wireguardPort, isIPv6(listen))) {
+    results.push(pass('wireguard port', `UDP ${wireguardPort} is free`))
+  } else if ((await findLeftInterface(paths, silentLogger()))?.listenPort === wireguardPort) {
+    results.push(pass('wireguard port', `UDP ${wireguardPort}: held by the gateway of ${stateDir}`))
+  } else {
+    const advice = 'stop what uses it, or pass --wireguard-port; without a gateway it does not matter'
+    results.push(warn('wireguard port', `UDP ${wireguardPort} is in use by something else`, advice))
+  }
+  return results
 }

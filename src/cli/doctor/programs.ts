@@ -50,6 +50,26 @@ export const checkWireGuard: Check = async () => {
   return results
 }
 
+/** What is called by name: locks, children that end with their parent, addresses and routes. */
+const TOOLS = [
+  ['flock', 'util-linux'],
+  ['setpriv', 'util-linux'],
+  ['ip', 'iproute2'],
+] as const
+
+export const checkTools: Check = async () => {
+  const missing = TOOLS.filter(([name]) => findProgram(name) === undefined)
+  if (missing.length === 0) return [pass('tools', `${TOOLS.map(([name]) => name).join(', ')} are there`)]
+  const packages = [...new Set(missing.map(([, name]) => name))].join(' ')
+  return [
+    fail(
+      'tools',
+      `missing: ${missing.map(([name]) => name).join(', ')}`,
+      `apt-get install --no-install-recommends ${packages}`,
+    ),
+  ]
+}
+
 function atLeast(version: string, minimum: readonly number[]): boolean {
   const parts = version.split('.').map(Number)
   for (const [index, wanted] of minimum.entries()) {

@@ -30,6 +30,11 @@ export async function endNginx(paths: StatePaths): Promise<void> {
   await endProcesses(() => findNginx(paths))
 }
 
+/** True while an nginx of this state directory lives. */
+export function isNginxRunning(paths: StatePaths): boolean {
+  return existsSync(paths.log) && findNginx(paths).length > 0
+}
+
 /** The interface that the local gateway's directory speaks of, when it is there and holds that gateway's key. */
 export async function findLeftInterface(
   paths: StatePaths,

@@ -85,6 +85,13 @@ export async function isTcpPortFree(host: string, port: number): Promise<boolean
   )
 }
 
+export async function isUdpPortFree(port: number, v6: boolean): Promise<boolean> {
+  return checkUdpPort(port, v6).then(
+    () => true,
+    () => false,
+  )
+}
+
 async function checkTcpPort(host: string, port: number, listener: string): Promise<void> {
   const server = createServer()
   const outcome = await new Promise<NodeJS.ErrnoException | undefined>((resolve) => {

@@ -1,7 +1,7 @@
 /** The state directory of `certpeer up`: made once, locked while it runs, resumed by the next run. */
 import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { CertpeerError, errorCode } from '../../core/errors.ts'
 import { formatPrefix, parsePrefix } from '../../core/ipam/prefix.ts'
 import { lockDirectory, writeFileAtomic } from '../../platform/files.ts'
@@ -47,6 +47,17 @@ export async function openStateDir(options: UpOptions): Promise<OpenState> {
     // Written before the PKI is made: without a PKI nothing holds anybody to it yet.
     previous: existsSync(join(paths.ca, 'authority.json')) ? readState(paths.state) : undefined,
     release: () => lock.release(),
+  }
+}
+
+/** What the last `up` left; undefined when there was none, or when it cannot be read. */
+export function findState(stateDir: string): LocalState | undefined {
+  const path = statePaths(resolve(stateDir)).state
+  try {
+    return existsSync(path) ? readState(path) : undefined
+  } catch (error) {
+    if (errorCode(error) !== 'config_invalid') throw error
+    return undefined
   }
 }
 

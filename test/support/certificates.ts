@@ -75,12 +75,18 @@ export function makeRoot(parts: CertificateParts = {}): Authority {
 }
 
 /** A device CA of tenant `default` (or another), with pools 10.88.0.0/16, fd00:0:0:1::/64 and the key prefix. */
-export function makeDeviceCa(root: Authority, parts: CertificateParts = {}, tenant = 'default'): Authority {
-  return makeCa(root, `${tenant} devices`, parts, {
+export function makeDeviceCa(
+  root: Authority,
+  parts: CertificateParts = {},
+  tenant = 'default',
+  pair = newKeyPair(),
+): Authority {
+  const extensions = {
     extendedKeyUsage: extendedKeyUsage([OID.clientAuth, OIDS.roles.device]),
     nameConstraints: nameConstraintsUri([`${tenant}.${TRUST_DOMAIN}`]),
     ipAddrBlocks: ipAddrBlocks([parsePrefix('10.88.0.0/16'), parsePrefix('fd00:0:0:1::/64'), KEY_PREFIX]),
-  })
+  }
+  return makeCa(root, `${tenant} devices`, parts, extensions, pair)
 }
 
 /** The CA of gateways, servers, operators and the authority; its block is the address plan. */
@@ -171,8 +177,8 @@ export function makeCa(
   commonName: string,
   parts: CertificateParts,
   extensions: Readonly<Record<string, Buffer | null>>,
+  pair = newKeyPair(),
 ): Authority {
-  const pair = newKeyPair()
   return makeAuthority(
     { subjectDer: root.certificate.subjectDer, privateKey: root.privateKey, publicKey: root.publicKey },
     pair,

@@ -22,6 +22,17 @@ export const MAX_PEERS = 65_536
 const MAX_REFUSED = MAX_PEERS
 /** How often what only time can heal is asked again. */
 const RETRY_MS = 5000
+/** Set back by more than this, a clock was wrong before; less is how clocks are. */
+const CLOCK_WAVERS_MS = 60_000
+
+/** What may make a refused certificate acceptable, and the refusals it helps against. Asking costs a tenth of a ms. */
+const HELPS = {
+  time: ['certificate_expired', 'stale_crl'],
+  room: ['key_conflict', 'address_conflict', 'pool_exhausted'],
+  issuer: ['certificate_untrusted', 'certificate_expired'],
+  crl: ['stale_crl', 'revocation_unknown'],
+  document: ['network_document_stale', 'policy_denied'],
+} as const satisfies Record<string, readonly ErrorCode[]>
 
 export interface RegisterOptions {
   readonly trust: TrustStore
@@ -47,8 +58,11 @@ export class PeerRegister {
   readonly #refused = new RefusedTable()
   readonly #newest = new Map<string, NewestAccepted>()
   readonly #deviceFailed = new Set<WireGuardKey>()
-  #retryDue = false
+  /** Refusals that may have passed. */
+  readonly #retryDue = new Set<ErrorCode>()
   #retriedAtMs = -Infinity
+  /** Per network, the latest notAfter at which a peer was ended, and whose time it was. */
+  readonly #ended = new Map<string, { readonly untilMs: number; readonly issuerKeyId: string | undefined }>()
 
   constructor(options: RegisterOptions) {
     this.#trust = options.trust
@@ -133,9 +147,15 @@ export class PeerRegister {
     }
   }
 
-  /** What was refused may be admitted now: an issuing CA, a CRL or a document has come. */
-  retrySoon(): void {
-    this.#retryDue = true
+  /** What was refused may be admitted now, because this has come. */
+  retrySoon(cause: keyof typeof HELPS): void {
+    for (const code of HELPS[cause]) this.#retryDue.add(code)
+    if (cause !== 'issuer') return
+    // A CA may be known by an older certificate with a smaller block, or one that has run out.
+    const helped: readonly ErrorCode[] = HELPS.issuer
+    for (const refused of [...this.#refused]) {
+      if (helped.includes(refused.code)) this.#refused.set({ ...refused, passing: true })
+    }
   }
 
   /** Takes down who is revoked by what the issuer's newest CRL says. */
@@ -176,8 +196,10 @@ export class PeerRegister {
     const peers = [...this.#peers]
     for (const peer of peers) this.#peers.remove(peer)
     for (const { network, certificate } of peers) this.#putBack(network, certificate, clock)
-    for (const refused of [...this.#refused]) this.#refused.set({ ...refused, passing: true })
-    this.#retryDue = true
+    for (const refused of [...this.#refused]) {
+      this.#refused.set({ ...refused, passing: true })
+      this.#retryDue.add(refused.code)
+    }
   }
 
   /** What time brings: ends, the rule for old CRLs, and another look at what was refused for now. */
@@ -185,14 +207,29 @@ export class PeerRegister {
     for (const { network, facts } of this.#peers.takeExpired((keyId) => this.#trust.now(clock, keyId))) {
       this.#outbox.notice('info', 'expired peer removed', { network, serial: facts.serial, device: facts.id })
       this.#outbox.records.push({ type: 'gone', identity: facts.uri })
-      this.#retryDue = true
+      this.#noteEnd(network, facts.notAfter, facts.issuerKeyId)
+      this.retrySoon('room')
     }
     this.#enforceStaleRule(clock)
     const nowMs = clock.getTime()
     // A clock that was set back must not stop the asking.
-    const isTime = Math.abs(nowMs - this.#retriedAtMs) >= RETRY_MS
-    if (this.#refused.size > 0 && (this.#retryDue || isTime)) this.#retry(clock)
-    this.#retryDue = false
+    if (Math.abs(nowMs - this.#retriedAtMs) >= RETRY_MS) {
+      this.#retriedAtMs = nowMs
+      this.retrySoon('time')
+    }
+    if (this.#refused.size > 0 && this.#retryDue.size > 0) this.#retry(clock)
+    this.#retryDue.clear()
+  }
+
+  /** Networks whose peers were ended by a clock that ran ahead, as it shows now: they have to be stated again. */
+  takeEndedEarly(clock: Date): string[] {
+    const early: string[] = []
+    for (const [network, { untilMs, issuerKeyId }] of this.#ended) {
+      if (this.#trust.now(clock, issuerKeyId).getTime() + CLOCK_WAVERS_MS >= untilMs) continue
+      this.#ended.delete(network)
+      early.push(network)
+    }
+    return early
   }
 
   /** When `settle` has something to do next; undefined when nothing is due by time. */
@@ -208,7 +245,7 @@ export class PeerRegister {
         if (staleMs > nowMs) instants.push(staleMs)
       }
     }
-    if (this.#refused.hasPassing) instants.push(nowMs + RETRY_MS)
+    if (this.#refused.hasPassing(HELPS.time)) instants.push(nowMs + RETRY_MS)
     return instants.length === 0 ? undefined : Math.min(...instants)
   }
 
@@ -246,7 +283,9 @@ export class PeerRegister {
 
   /** Takes peers back from the records of an earlier process, each judged again but for the age of the CRL. */
   restore(peers: Iterable<RestoredPeer>, clock: Date): void {
-    for (const { network, certificate } of peers) this.#putBack(network, certificate, clock)
+    for (const { network, certificate } of peers) {
+      if (!this.#putBack(network, certificate, clock)) this.#noteEnd(network, certificate.notAfter)
+    }
   }
 
   /** Reads what one record says of peers into `peers`, by identity. Throws for what does not verify. */
@@ -336,18 +375,25 @@ export class PeerRegister {
     }
   }
 
-  /** A peer of before: it is among the records, whether it may stay or not. */
-  #putBack(network: string, certificate: Certificate, clock: Date): void {
+  /** A peer of before: it is among the records, whether it may stay or not. False when it has run out. */
+  #putBack(network: string, certificate: Certificate, clock: Date): boolean {
     const decision = this.#evaluate(certificate, network, 'restore', clock)
     if (decision.kind === 'admit') this.#peers.set({ network, certificate, facts: decision.facts })
-    else if (!isOver(decision)) this.#refuse(network, certificate, decision, true)
+    else if (isOver(decision)) return false
+    else this.#refuse(network, certificate, decision, true)
+    return true
+  }
+
+  #noteEnd(network: string, notAfter: Date, issuerKeyId?: string): void {
+    if ((this.#ended.get(network)?.untilMs ?? -Infinity) > notAfter.getTime()) return
+    this.#ended.set(network, { untilMs: notAfter.getTime(), issuerKeyId })
   }
 
   #drop(peer: AdmittedPeer): void {
     this.#peers.remove(peer)
     this.#outbox.records.push({ type: 'gone', identity: peer.facts.uri })
     this.#outbox.touched.add(peer.network)
-    this.#retryDue = true
+    this.retrySoon('room')
   }
 
   #forget(refused: RefusedCertificate): void {
@@ -384,10 +430,13 @@ export class PeerRegister {
 
   /** Asks again about what may have passed. */
   #retry(clock: Date): void {
-    this.#retriedAtMs = clock.getTime()
+    const isFresh = this.#freshness(clock)
     for (const refused of [...this.#refused]) {
       // One that came in just now may have overtaken it.
-      if (!refused.passing || !this.#refused.has(refused)) continue
+      if (!refused.passing || !this.#retryDue.has(refused.code) || !this.#refused.has(refused)) continue
+      // Thousands may wait for one CRL, or for room.
+      if (refused.code === 'stale_crl' && !isFresh(refused.certificate)) continue
+      if (refused.code === 'pool_exhausted' && !this.#hasRoomFor(refused.certificate.sanUris[0] ?? '')) continue
       const { network, certificate, suspended } = refused
       const decision = this.#evaluate(certificate, network, 'add', clock)
       if (decision.kind === 'refuse' && decision.code === refused.code && decision.passing) continue
@@ -396,6 +445,20 @@ export class PeerRegister {
       this.#outbox.touched.add(network)
       if (decision.kind === 'admit') this.#admit({ network, certificate, facts: decision.facts })
       else if (!isOver(decision)) this.#refuse(network, certificate, decision, suspended)
+    }
+  }
+
+  /** Whether the CRL of a certificate's issuer is fresh, asked once for each issuer. */
+  #freshness(clock: Date): (certificate: Certificate) => boolean {
+    const known = new Map<string | undefined, boolean>()
+    return ({ authorityKeyId }) => {
+      let isFresh = known.get(authorityKeyId)
+      if (isFresh === undefined) {
+        const issuer = this.#trust.issuers.find(({ subjectKeyId }) => subjectKeyId === authorityKeyId)
+        isFresh = issuer !== undefined && this.#trust.isFresh(issuer.keyId, clock)
+        known.set(authorityKeyId, isFresh)
+      }
+      return isFresh
     }
   }
 

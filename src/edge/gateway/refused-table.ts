@@ -34,8 +34,9 @@ export class RefusedTable {
     return this.find(refused.network, refused.certificate.serial) === refused
   }
 
-  get hasPassing(): boolean {
-    for (const { passing } of this.#byIndex.values()) if (passing) return true
+  /** Whether there is one that may pass, refused for one of these reasons. */
+  hasPassing(codes: readonly ErrorCode[]): boolean {
+    for (const { passing, code } of this.#byIndex.values()) if (passing && codes.includes(code)) return true
     return false
   }
 

@@ -146,7 +146,7 @@ export class GatewaySession {
   acceptIssuer(der: Buffer, clock: Date): void {
     if (!this.trust.acceptIssuer(der, clock)) return
     this.#outbox.records.push({ type: 'issuer', certificate: der.toString('base64') })
-    this.#register.retrySoon()
+    this.#register.retrySoon('issuer')
     this.#settle(clock)
   }
 
@@ -160,7 +160,7 @@ export class GatewaySession {
     if (possession === 'required') {
       this.#register.requirePossession(key)
     }
-    this.#register.retrySoon()
+    this.#register.retrySoon('document')
     this.#settle(clock)
   }
 
@@ -174,7 +174,7 @@ export class GatewaySession {
       this.#outbox.records.push({ type: 'revoked', issuerKeyId, serial, droppedAt: droppedAt.toISOString() })
     }
     this.#register.enforceRevocations(issuer, clock)
-    this.#register.retrySoon()
+    this.#register.retrySoon('crl')
     this.#settle(clock)
   }
 
@@ -240,14 +240,6 @@ export class GatewaySession {
     }
     for (const [issuerKeyId, number] of crlAcks) acks.push({ kind: 'crl', issuerKeyId, number })
     return { ...rest, changedKeys: this.#register.takeChangedKeys(), acks }
-  }
-
-  /** Gives an acknowledgement back that could not be sent, so that it is made again. */
-  acknowledgeLater(acks: readonly Acknowledgement[]): void {
-    for (const ack of acks) {
-      if (ack.kind === 'applied') this.#outbox.touched.add(ack.network)
-      else this.#outbox.crlAcks.set(ack.issuerKeyId, this.trust.crls.get(ack.issuerKeyId)?.number ?? ack.number)
-    }
   }
 
   /** The message for an acknowledgement: `failed` is everything that is stated and not on the device, as of now. */
@@ -343,6 +335,14 @@ export class GatewaySession {
 
   #settle(clock: Date): void {
     this.#register.settle(clock)
+    for (const network of this.#register.takeEndedEarly(clock)) {
+      const state = this.#networks.get(network)
+      if (state === undefined) continue
+      this.#outbox.notice('warn', 'the clock was set back: peers had been ended too early', { network })
+      this.#outbox.touched.add(network)
+      state.synced = false
+      this.#askForSnapshot(network, state, clock)
+    }
     for (const [network, state] of this.#networks) {
       if (state.resyncAskedAtMs !== undefined && state.partial === undefined)
         this.#askForSnapshot(network, state, clock)

@@ -221,6 +221,17 @@ export class TrustStore {
     }
   }
 
+  /** Whether a peer could be added under the issuer's CRL. */
+  isFresh(issuerKeyId: string, clock: Date): boolean {
+    try {
+      this.requireFresh(issuerKeyId, clock)
+      return true
+    } catch (error) {
+      if (!(error instanceof CertpeerError)) throw error
+      return false
+    }
+  }
+
   #issuerOf(crl: Crl): Certificate {
     for (const candidate of [this.pinned.root, ...this.#issuers.values()]) {
       if (candidate.subjectKeyId === crl.authorityKeyId && candidate.subjectDer.equals(crl.issuerDer)) return candidate

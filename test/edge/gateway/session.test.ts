@@ -3,13 +3,16 @@ import assert from 'node:assert/strict'
 import { before, describe, test } from 'node:test'
 import type { JournalRecord } from '../../../src/core/messages/gateway-journal.ts'
 import type { Acknowledgement, GatewaySession, Work } from '../../../src/edge/gateway/session.ts'
-import { NOW } from '../../support/certificates.ts'
+import { ipAddrBlocks } from '../../../src/core/x509/extensions.ts'
+import { parsePrefix } from '../../../src/core/ipam/prefix.ts'
+import { makeDeviceCa, NOW } from '../../support/certificates.ts'
 import {
   at,
   base64,
   failures,
   GatewayWorld,
   HOUR,
+  KEY_PREFIX,
   MINUTE,
   NETWORK,
   newWireGuardKey,
@@ -191,6 +194,46 @@ describe('renewal', () => {
   })
 })
 
+describe('what was refused', () => {
+  test('because its CA was known by an older certificate only is taken when the renewed one comes', () => {
+    const { deviceCa, root } = world
+    const { publicKey, privateKey } = deviceCa
+    const blocks = ipAddrBlocks([parsePrefix('10.88.0.0/24'), KEY_PREFIX])
+    const narrow = makeDeviceCa(root, { extensions: { ipAddrBlocks: blocks } }, 'default', { publicKey, privateKey })
+    const session = world.newSession()
+    session.connected(NOW)
+    for (const message of world.introduction().slice(1)) session.receive(message, NOW)
+    session.receive({ type: 'issuers', certificates: [base64(narrow.certificate.der)] }, NOW)
+    session.receive(world.crlMessage(deviceCa), NOW)
+    const certificate = world.makeDevice(300)
+    session.receive(world.snapshot(1, [certificate]), NOW)
+    assert.equal(failures(session)[certificate.serial], 'certificate_untrusted')
+    session.receive({ type: 'issuers', certificates: [base64(deviceCa.certificate.der)] }, NOW)
+    assert.deepEqual(failures(session), {})
+    assert.equal(session.peerCount, 1)
+  })
+
+  test('is judged again by what may have changed it: not all of it with every peer that goes', () => {
+    const session = world.readySession()
+    for (let n = 2; n < 12; n++) session.receive(world.set(n, world.makeDevice(n, { possession: false })), NOW)
+    const leaving = world.makeDevice(20)
+    const other = world.makeDevice(21, { addresses: world.makeDevice(20).addressBlocks?.slice(0, 1) ?? [] })
+    session.receive(world.set(12, leaving), NOW)
+    session.receive(world.set(13, other), NOW)
+    assert.equal(Object.keys(failures(session)).length, 11)
+    let judged = 0
+    const { trust } = session
+    const isRevoked = trust.isRevoked.bind(trust)
+    trust.isRevoked = (...certificate) => {
+      judged += 1
+      return isRevoked(...certificate)
+    }
+    session.receive(world.remove(14, leaving), NOW)
+    assert.equal(failures(session)[other.serial], undefined)
+    assert.ok(judged < 10, `${judged} looks at revocations for one peer that went`)
+  })
+})
+
 describe('ends', () => {
   test('a peer goes at its notAfter although nobody says so, and a deadline says when to look', () => {
     const session = world.readySession()
@@ -202,6 +245,31 @@ describe('ends', () => {
     session.tick(at(HOUR))
     assert.equal(session.peerCount, 1)
     session.tick(at(2 * HOUR))
+    assert.equal(session.peerCount, 0)
+  })
+
+  test('what a clock that ran ahead had ended is asked for again when the clock is put right', () => {
+    const session = world.readySession()
+    const certificate = world.makeDevice(2, { notAfter: at(HOUR) })
+    session.receive(world.set(2, certificate), NOW)
+    session.tick(at(24 * HOUR))
+    assert.equal(session.peerCount, 0)
+    session.takeWork()
+    session.tick(at(MINUTE))
+    assert.deepEqual(session.takeWork().replies, [{ type: 'resync', network: NETWORK }])
+    session.receive(world.snapshot(2, [certificate]), at(MINUTE))
+    assert.equal(session.peerCount, 1)
+    session.tick(at(2 * MINUTE))
+    assert.deepEqual(session.takeWork().replies, [], 'asked once')
+  })
+
+  test('a clock that wavers around an end asks for nothing', () => {
+    const session = world.readySession()
+    session.receive(world.set(2, world.makeDevice(2, { notAfter: at(HOUR) })), NOW)
+    session.tick(at(HOUR + 10))
+    session.takeWork()
+    session.tick(at(HOUR - 10))
+    assert.deepEqual(session.takeWork().replies, [])
     assert.equal(session.peerCount, 0)
   })
 
@@ -298,6 +366,18 @@ describe('records', () => {
     const restarted = world.newSession(disk.saved)
     assert.deepEqual(restarted.wanted, session.wanted)
     assert.deepEqual([...restarted.dump(NOW)], disk.records)
+  })
+
+  test('read by a clock that runs ahead are asked for again when it is put right', () => {
+    const disk = new Disk()
+    const session = world.readySession()
+    session.receive(world.set(2, world.makeDevice(2, { notAfter: at(HOUR) })), NOW)
+    disk.take(session.takeWork())
+    const restarted = world.newSession(disk.saved, at(24 * HOUR))
+    restarted.connected(at(24 * HOUR))
+    restarted.takeWork()
+    restarted.tick(at(MINUTE))
+    assert.deepEqual(restarted.takeWork().replies, [{ type: 'resync', network: NETWORK }])
   })
 
   test('remember the newest certificate of an identity that is no peer any more', () => {

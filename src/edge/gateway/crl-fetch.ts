@@ -78,8 +78,12 @@ export class CrlFetcher {
       }
       this.#complaints.delete(path)
     } catch (err) {
-      if (!(err instanceof CertpeerError)) throw err
       this.#etags.delete(path)
+      if (!(err instanceof CertpeerError)) {
+        // A mistake of ours, loud each time. But a stranger must not be able to end the agent, and every tunnel, with it.
+        log.error({ err, path }, 'fault over an answer of the pki listener')
+        return
+      }
       if (!this.#complaints.has(path)) log.warn({ err, path }, 'not taken from the pki listener')
       this.#complaints.add(path)
     }

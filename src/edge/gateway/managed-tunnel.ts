@@ -54,6 +54,8 @@ export class ManagedTunnel implements RepairableDevice {
     } catch (err) {
       const code = errorCode(err)
       if (code !== 'already_exists' && code !== 'device_failed') throw err
+      // An interface that has another key now is not ours any more, and its peers are none of ours.
+      if ((await tunnel.device.read()).publicKey !== settings.publicKey) throw err
       // A route that somebody else has is no reason to take every peer away.
       if (!isDeepStrictEqual(settings, this.#refused)) log.error({ err }, 'interface cannot be configured')
       this.#refused = settings

@@ -16,8 +16,8 @@ const MIN_BACKOFF_MS = 250
 const MAX_BACKOFF_MS = 30_000
 /** A stream that lasted this long was a good one: the next attempt may come soon. */
 const GOOD_AFTER_MS = 30_000
-/** Lines that a server may leave unread, or send unreadable, before the stream is given up. */
-const MAX_UNREAD_WRITES = 10_000
+/** What a server may leave unread, and the lines it may send unreadable, before the stream is given up. */
+const MAX_UNREAD_BYTES = 4_194_304
 const MAX_BAD_LINES = 100
 
 export interface StreamClientOptions {
@@ -33,7 +33,7 @@ export interface StreamClientOptions {
 export class StreamClient {
   readonly #options: StreamClientOptions
   #stream: ApiStream | undefined
-  #unreadWrites = 0
+  #unreadBytes = 0
   #isRenewed = false
   #wakeUp = new AbortController()
 
@@ -49,9 +49,10 @@ export class StreamClient {
   send(message: UpMessage): void {
     const stream = this.#stream
     if (stream === undefined) return
-    this.#unreadWrites = stream.write(JSON.stringify(message)) ? 0 : this.#unreadWrites + 1
+    const line = JSON.stringify(message)
+    this.#unreadBytes = stream.write(line) ? 0 : this.#unreadBytes + line.length
     // A server that does not read would make us keep all of it.
-    if (this.#unreadWrites > MAX_UNREAD_WRITES) stream.destroy()
+    if (this.#unreadBytes > MAX_UNREAD_BYTES) stream.destroy()
   }
 
   /** Begins anew at once, with the credential of now. */
@@ -101,7 +102,7 @@ export class StreamClient {
     const onAbort = () => stream.destroy()
     signal.addEventListener('abort', onAbort, { once: true })
     this.#stream = stream
-    this.#unreadWrites = 0
+    this.#unreadBytes = 0
     log.info('stream open')
     try {
       session.connected(clock())

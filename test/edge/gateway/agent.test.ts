@@ -1,6 +1,7 @@
 /** The whole agent on a real wireguard-go, against a control plane and a pki listener of the test. */
 import assert from 'node:assert/strict'
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { spawn } from 'node:child_process'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
@@ -227,6 +228,24 @@ describe('the gateway agent', { skip: withoutWireGuard() }, () => {
     await eventually('mtu as before', async () =>
       (await namespace.exec('ip', 'link', 'show', 'dev', name)).includes('mtu 1420'),
     )
+  })
+
+  test('leaves an interface alone that somebody has put in the place of its own', async () => {
+    void start()
+    await has(first.key, second.key)
+    const keyFile = join(dir, 'other.key')
+    writeFileSync(keyFile, randomBytes(32).toString('base64'), { mode: 0o600 })
+    const theirs = newWireGuardKey()
+    await namespace.exec('wg', 'set', name, 'private-key', keyFile)
+    await namespace.exec('wg', 'set', name, 'peer', theirs, 'allowed-ips', '10.99.0.1/32')
+    // Two looks at least.
+    await new Promise((resolve) => setTimeout(resolve, 2500))
+    const [device] = devices
+    assert.ok(device)
+    control.tell(world.remove(6, device))
+    await new Promise((resolve) => setTimeout(resolve, 500))
+    assert.ok((await peers()).has(theirs))
+    assert.ok(!control.received.some((message) => message.type === 'applied' && message.revision === 6))
   })
 
   test('brings device and peers back after kill -9 of wireguard-go', async () => {

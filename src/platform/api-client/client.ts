@@ -184,14 +184,15 @@ export class ApiClient {
       call.on('error', (error) => fail(unreachable(where, error)))
       call.on('close', () => over(new CertpeerError('unavailable', `the stream to ${where} is over`)))
       call.on('response', (response) => {
-        settle()
         if (response.statusCode !== 200) {
+          // The time runs on: a refusal may break off in the middle too.
           collect(response, MAX_PROBLEM_BYTES, where).then(
             (raw) => fail(problemOf(response, raw, where)),
             (error: unknown) => fail(unreachable(where, error)),
           )
           return
         }
+        settle()
         call.socket?.setNoDelay(true)
         resolve({
           lines: linesOf(response, options.maxLineBytes ?? DEFAULT_MAX_LINE_BYTES, where),

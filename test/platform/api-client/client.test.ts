@@ -152,6 +152,13 @@ describe('nobody there', () => {
     })
     await assert.rejects(new ApiClient({ base, timeoutMs: 80 }).get('/v1/x'), { code: 'timeout' })
   })
+  test('a stream that is refused with a text that never ends is a timeout', async () => {
+    const { base } = await serve((_, response) => {
+      response.writeHead(503, { 'content-type': PROBLEM }).write('{')
+    })
+    await assert.rejects(new ApiClient({ base }).openStream('/v1/x', { timeoutMs: 100 }), { code: 'timeout' })
+  })
+
   test('an answer that breaks off is unavailable', async () => {
     const { base } = await serve((_request, response) => {
       response.writeHead(200, { 'content-length': 100 })

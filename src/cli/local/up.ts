@@ -2,6 +2,8 @@
  * `certpeer up`: everything on one machine. Order: lock, PKI, PostgreSQL, migrations, operator credential, ca, front and
  * nginx, server, network document, gateway. Whatever was started is stopped again, in reverse, however it ends.
  */
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
 import { CertpeerError, errorCode } from '../../core/errors.ts'
 import { parseMessage } from '../../core/messages/common.ts'
 import type { Endpoints } from '../../core/messages/enrollment.ts'
@@ -9,6 +11,7 @@ import { networkSettingsSchema } from '../../core/messages/network.ts'
 import { readNetworkSettings } from '../../core/policy/network.ts'
 import { aborted } from '../../platform/lifecycle.ts'
 import { createLogger, type Logger } from '../../platform/log.ts'
+import { packageRoot } from '../../platform/package-root.ts'
 import { startPostgres } from './postgres.ts'
 import { endpointsOf, gatewayEndpoint, parseUpOptions, type UpArguments, type UpOptions } from './options.ts'
 import { checkGatewayPrivileges, checkHostname, checkPortsFree, checkSocketPaths, requireProgram } from './preflight.ts'
@@ -73,7 +76,8 @@ export async function runUp(args: UpArguments, io: UpIo, signal: AbortSignal): P
     await supervisor.stop()
     // It may be in the middle of a step, and must not start anything more.
     await starting.catch(() => undefined)
-    // An agent that was killed and not yet started again could not take its interface along.
+    // nginx that had to be killed, or was just then, leaves workers; an agent that was leaves its interface.
+    await endLeftovers(paths).catch((error: unknown) => log.error({ err: error }))
     if (options.gateway) await removeLeftInterface(paths, log).catch((error: unknown) => log.error({ err: error }))
     await state.release()
   }
@@ -175,7 +179,19 @@ function checkNetwork({ pools, keyPrefix }: Pick<LocalState, 'pools' | 'keyPrefi
   }
 }
 
-function whatNext(report: ReadyReport): string {
+/** What to type for this program here: in a checkout its script, otherwise what the package installed. */
+function programName(): string {
+  const script = join(packageRoot(), 'scripts', 'certpeer')
+  if (!existsSync(script)) return 'certpeer'
+  return packageRoot() === process.cwd() ? './scripts/certpeer' : forShell(script)
+}
+
+/** Quoted where a shell would take it apart. */
+function forShell(text: string): string {
+  return /^[A-Za-z0-9_./:@%+=,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`
+}
+
+export function whatNext(report: ReadyReport, program = programName()): string {
   const lines = [
     'certpeer is up.',
     '',
@@ -194,11 +210,11 @@ function whatNext(report: ReadyReport): string {
   lines.push(
     '',
     'Next, in another terminal:',
-    `  export CERTPEER_OPERATOR=${report.operatorDir}`,
-    '  ./scripts/certpeer token create --device laptop      # prints a token',
-    '  ./scripts/certpeer device enroll TOKEN --dir laptop  # on the device',
-    '  ./scripts/certpeer device up --dir laptop            # on the device, as root',
-    '  ./scripts/certpeer revoke --device laptop --wait',
+    `  export CERTPEER_OPERATOR=${forShell(report.operatorDir)}`,
+    `  ${program} token create --device laptop      # prints a token`,
+    `  ${program} device enroll TOKEN --dir laptop  # on the device`,
+    `  ${program} device up --dir laptop            # on the device, as root`,
+    `  ${program} revoke --device laptop --wait`,
     '',
     'Ctrl-C stops everything; the next run resumes.',
   )

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, describe, test } from 'node:test'
 import { z } from 'zod'
-import { readConfig, refuseUnknownVariables } from '../../../src/platform/config/config-file.ts'
+import { mergeConfig, readConfig, refuseUnknownVariables } from '../../../src/platform/config/config-file.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'certpeer-config-'))
 after(() => rmSync(folder, { recursive: true, force: true }))
@@ -34,6 +34,20 @@ test('every fault is told at once, and where', () => {
         error.message.includes(part),
       ),
   )
+})
+
+test('what a program decides is written, what was added by hand stays', async () => {
+  const place = join(folder, 'merged.json')
+  await mergeConfig(place, { runDir: '/run/x' })
+  assert.equal(statSync(place).mode & 0o777, 0o600)
+  writeFileSync(place, '{"runDir":"/run/old","periodSeconds":5}')
+  await mergeConfig(place, { runDir: '/run/new' })
+  assert.deepEqual(JSON.parse(readFileSync(place, 'utf8')), { runDir: '/run/new', periodSeconds: 5 })
+  for (const bad of ['{', '[]', 'null']) {
+    writeFileSync(place, bad)
+    await assert.rejects(mergeConfig(place, {}), { code: 'config_invalid' })
+    assert.equal(readFileSync(place, 'utf8'), bad)
+  }
 })
 
 test('a bad value is never replaced by the default', () => {

@@ -169,7 +169,12 @@ describe('who may ask', () => {
     await using own = await Stage.create()
     const running = await own.startServer()
     const client = running.api(own.device(2).der)
-    await put(client)
+    await until('the network is known', () =>
+      put(client).then(
+        () => true,
+        () => false,
+      ),
+    )
     own.publish(own.root, 'root', { revoke: [own.deviceCa.certificate.serial] })
     await until('the CA is known to be revoked', async () => {
       await assert.rejects(put(client), { code: 'certificate_revoked' })

@@ -133,10 +133,11 @@ function witnessTime(trust: TrustStore, clock: SignedClock): void {
 }
 
 async function persist(store: GatewayStore, work: Work): Promise<void> {
-  // Awaited: it is what a killed agent starts from. The others are whole files and may take their time.
-  await store.append(work.records)
+  // Whole files, which may take their time.
   if (work.crls.length > 0) void store.saveCrls(work.crls)
   if (work.documents.length > 0) void store.saveDocuments(work.documents)
+  // Awaited: it is what a killed agent starts from.
+  await store.append(work.records)
 }
 
 /** A device that was handed in is always there. */

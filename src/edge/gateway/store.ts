@@ -46,6 +46,7 @@ export class GatewayStore {
   #tail: Promise<void> = Promise.resolve()
   /** Files beside the journal that are not written yet, by name; a large CRL must not hold up a removal. */
   readonly #unsaved = new Map<string, string | Buffer>()
+  readonly #saved = new Set<string>()
   #filesTail: Promise<void> = Promise.resolve()
 
   constructor(options: StoreOptions) {
@@ -67,6 +68,9 @@ export class GatewayStore {
         await this.#rewrite()
         return
       }
+      // Without any CRL of its issuer, or document of its network, a peer could not be taken back: those come first.
+      const lacksFiles = [...this.#unsaved.keys()].some((name) => !this.#saved.has(name))
+      if (lacksFiles && records.some(({ type }) => type === 'peer')) await this.#filesTail
       this.#journal ??= await open(join(this.#folder, JOURNAL), constants.O_WRONLY | constants.O_APPEND, 0o600)
       this.#isSynced = false
       await this.#journal.appendFile(encode(records))
@@ -121,6 +125,7 @@ export class GatewayStore {
       .then(async () => {
         for (const [name, data] of [...this.#unsaved]) {
           await writeFileAtomic(join(this.#folder, name), data, { mode: 0o600 })
+          this.#saved.add(name)
           if (this.#unsaved.get(name) === data) this.#unsaved.delete(name)
         }
       })

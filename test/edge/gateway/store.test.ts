@@ -118,6 +118,16 @@ describe('the store', () => {
     assert.equal(again.peerCount, 1)
   })
 
+  test('no peer is written before the CRL and the document without which it could not come back', async () => {
+    session.receive(world.set(2, world.makeDevice(2)), NOW)
+    const { records, crls, documents } = session.takeWork()
+    assert.ok(crls.length > 0 && documents.length > 0)
+    void store.saveCrls(crls)
+    void store.saveDocuments(documents)
+    await store.append(records)
+    assert.equal((await restarted()).peerCount, 1)
+  })
+
   test('a CRL that was put back to an earlier one does not bring a revoked peer back', async () => {
     const certificate = world.makeDevice(2)
     session.receive(world.set(2, certificate), NOW)

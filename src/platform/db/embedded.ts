@@ -101,21 +101,33 @@ export interface RunAs {
  */
 export async function findRunAs(): Promise<RunAs> {
   if (process.geteuid?.() !== 0) return { prefix: [] }
-  const prefix = ['unshare', '-U', '--map-user=1000', '--map-group=1000', '--']
+  const passwd = await readTextFile('/etc/passwd', 'the user list')
+  const number = numberWithName(passwd)
+  const prefix = ['unshare', '-U', `--map-user=${number}`, `--map-group=${number}`, '--']
   const probe = await run('unshare', [...prefix.slice(1), 'true'], { timeoutMs: 10_000 })
   if (probe.code === 0) return { prefix }
-  const passwd = await readTextFile('/etc/passwd', 'the user list')
   const entry = /^postgres:[^:]*:(\d+):(\d+):/m.exec(passwd)
   if (entry === null) {
     throw new CertpeerError(
       'missing_privilege',
-      'PostgreSQL does not run as root, user namespaces are refused, and there is no user postgres: run this as another user, or set DATABASE_URL',
+      'PostgreSQL does not run as root, user namespaces are refused, and there is no user postgres: make one (adduser --system --group postgres), or set DATABASE_URL',
     )
   }
   return {
     prefix: ['setpriv', '--reuid=postgres', '--regid=postgres', '--init-groups', '--'],
     owner: { uid: Number(entry[1]), gid: Number(entry[2]) },
   }
+}
+
+/**
+ * The number that root gets in there: any but root's and the overflow number's, and one that has a name, because initdb
+ * asks for it. Nothing on the disk ever bears it.
+ */
+export function numberWithName(passwd: string): number {
+  const numbers = [...passwd.matchAll(/^[^:\n]+:[^:\n]*:(\d+):/gm)].map(([, text]) => Number(text))
+  const found = numbers.find((number) => number > 0 && number < 65_534)
+  if (found !== undefined) return found
+  throw new CertpeerError('missing_privilege', 'PostgreSQL does not run as root, and /etc/passwd has no other user')
 }
 
 export interface ClusterOptions {

@@ -12,6 +12,7 @@ import {
   findPostmaster,
   findRunAs,
   initializeCluster,
+  numberWithName,
   makeSocketDirectory,
   postgresCommand,
   socketUrl,
@@ -161,4 +162,13 @@ test('a socket directory reached by another name is the same', async () => {
   const alias = join(directory.path, 'alias')
   symlinkSync(socketDir, alias)
   assert.deepEqual(await adoptOrStop(dataDir, { adoptAt: alias }), { kind: 'adopted', pid: child.pid })
+})
+
+test('root becomes, in its namespace, a number that this machine has a name for', () => {
+  const daemon = 'daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin'
+  const root = 'root:x:0:0:root:/root:/bin/bash'
+  assert.equal(numberWithName(`${root}\n${daemon}\n`), 1)
+  assert.throws(() => numberWithName(`${root}\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n`), {
+    code: 'missing_privilege',
+  })
 })

@@ -182,6 +182,21 @@ test('a second one on the same directory', { skip }, async () => {
   assert.match(stderr, /^certpeer: another certpeer uses .*; stop it, or choose another --state-dir\n$/)
 })
 
+test('doctor on what runs: nothing is wrong, and the ports are ours', { skip }, async () => {
+  const { code, stdout } = await lab.certpeer(lab.host, ['doctor', '--state-dir', lab.stateDir, '--json'])
+  const results = JSON.parse(stdout) as { name: string; status: string; detail: string }[]
+  const of = (name: string) => results.find((result) => result.name === name)?.detail ?? ''
+  assert.deepEqual(
+    results.filter(({ status }) => status === 'fail'),
+    [],
+  )
+  assert.equal(code, 0)
+  assert.match(of('ports'), /held by the certpeer that runs from/)
+  assert.match(of('wireguard port'), /held by the gateway/)
+  assert.match(of('database certpeer_ca'), /connects, and may not insert into peers/)
+  assert.match(of('database certpeer_server'), /connects, and may not insert into certificates/)
+})
+
 test(
   'moved listeners: certificate and configuration are made anew, and devices of before are told',
   { skip },

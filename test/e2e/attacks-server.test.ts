@@ -79,9 +79,13 @@ before(async () => {
 
 after(async () => {
   if (skip !== false) return
-  await gateway.stop('SIGTERM')
-  await hostile[Symbol.asyncDispose]()
-  await lab[Symbol.asyncDispose]()
+  // Whatever failed before: the lab is taken down.
+  try {
+    await gateway.stop('SIGTERM')
+    await hostile[Symbol.asyncDispose]()
+  } finally {
+    await lab[Symbol.asyncDispose]()
+  }
 })
 
 async function publishedDocument(): Promise<string> {

@@ -65,9 +65,13 @@ describe('offline', { skip }, () => {
   })
 
   after(async () => {
-    await briefRun?.stop()
-    await gateway.stop('SIGTERM')
-    await lab[Symbol.asyncDispose]()
+    // Whatever failed before: the lab is taken down.
+    try {
+      await briefRun?.stop()
+      await gateway.stop('SIGTERM')
+    } finally {
+      await lab[Symbol.asyncDispose]()
+    }
   })
 
   let others: { tablet: Device; laptop: Device; late: Device }

@@ -12,6 +12,7 @@ import { after } from 'node:test'
 import pg from 'pg'
 import {
   SUPERUSER,
+  adoptOrStop,
   findPostgresBinaries,
   findRunAs,
   initializeCluster,
@@ -39,7 +40,7 @@ export interface TestDatabase {
 export interface TestServer {
   readonly pid: number
   url(user: string, database: string): string
-  /** SIGKILL to the postmaster, as a crash would; `restart` brings it back. */
+  /** SIGKILL to the postmaster, as a crash would, until the last backend has gone; `restart` brings it back. */
   kill(): Promise<void>
   /** Clean stop. */
   stop(): Promise<void>
@@ -158,8 +159,10 @@ class Server implements TestServer {
     return this.#end('SIGINT')
   }
 
-  kill(): Promise<void> {
-    return this.#end('SIGKILL')
+  async kill(): Promise<void> {
+    await this.#end('SIGKILL')
+    // A backend answers until it has noticed that its postmaster is gone.
+    await adoptOrStop(join(this.#dir, 'data'))
   }
 
   async close(): Promise<void> {
